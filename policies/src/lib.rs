@@ -1,0 +1,11 @@
+//! The pure policy engine: documents in, decisions out.
+
+#![forbid(unsafe_code)]
+
+pub mod model;
+
+pub mod decide;
+
+mod set;
+
+pub use set::{Defaults, Diagnostic, Loaded, MtlsMode, Options, PolicySet, SourceFile};

@@ -1,2 +1,121 @@
-//! Placeholder.
-fn main() {}
+//! `cargo demo`: the whole road on one machine, and a check that everything it shows came true.
+//!
+//! One agent, two pods (`frontend` and `web`), each an app with its sidecar. As root each pod has
+//! a network namespace of its own, with redirection and default deny; without root, loopback
+//! addresses. Nothing here is simulated: the daemons are the real binaries, started as real
+//! processes from the same configuration files that a user would write.
+
+#![forbid(unsafe_code)]
+
+mod app;
+mod binaries;
+mod client;
+mod evidence;
+mod network;
+mod pod;
+mod report;
+mod scenes;
+mod world;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+/// Runs the whole road once: identity, authorization, encryption, rotation, drift, revocation.
+#[derive(Debug, Parser)]
+#[command(name = "postern-demo", version, after_help = EXAMPLES)]
+struct Arguments {
+    /// Leave everything running at the end, until Ctrl-C
+    #[arg(long)]
+    keep: bool,
+
+    /// Use the binaries in this folder instead of building them
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<PathBuf>,
+
+    /// Use loopback addresses even as root
+    #[arg(long)]
+    loopback: bool,
+
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// What the demo starts itself as, inside its pods.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// The app of a pod: a small HTTP service
+    #[command(hide = true)]
+    App {
+        /// Where it listens
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    /// A pod: a session whose processes are started by lines on standard input
+    #[command(hide = true)]
+    Pod {
+        /// Leave out the walls that every pod has
+        #[arg(long)]
+        without_walls: bool,
+    },
+    /// A program that nobody expected: it waits until it is ended
+    #[command(hide = true)]
+    Intruder,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.part {
+        Some(Part::App { listen }) => run(app::serve(listen)),
+        Some(Part::Pod { without_walls }) => pod::supervise(without_walls),
+        Some(Part::Intruder) => pod::wait_to_be_ended(),
+        None => run(demo(&arguments)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            anstream::eprintln!("postern-demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One thread is enough for all that the demo does itself.
+fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(work)
+}
+
+async fn demo(arguments: &Arguments) -> anyhow::Result<()> {
+    let folder = binaries::ready(arguments.binaries.as_deref())?;
+    let network = network::Network::choose(arguments.loopback)?;
+    let mut report = report::Report::begin(&network);
+    let mut world = world::World::start(&folder, network, &mut report).await?;
+
+    let shown = tokio::select! {
+        shown = scenes::play(&mut world, &mut report) => shown,
+        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    };
+    if let Err(error) = shown {
+        world.print_logs();
+        return Err(error);
+    }
+    if arguments.keep {
+        report.kept(&world);
+        tokio::signal::ctrl_c()
+            .await
+            .context("cannot wait for Ctrl-C")?;
+    }
+    world.stop().await?;
+    report.end()
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo demo              build what is needed, show the road, clean up
+  cargo demo --keep       the same, and leave it running to be looked at
+  cargo demo --loopback   without network namespaces, even as root";

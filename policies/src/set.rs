@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use postern_spiffe::{SpiffeId, TrustDomain};
 
 use crate::{
-    decide::{Access, DecidedBy, Decision, Stage, Verdict},
+    compile::{self, Compiled, MtlsMode},
+    decide::{Access, Decision, Direction, Question, RuleOrigin, Verdict, authorization},
+    diagnostic::{Diagnostic, Severity},
+    explain::{self, Explanation},
     model::workload::{Workload, WorkloadName},
+    parse,
 };
 
 /// One file of documents, as read by the caller: the engine itself opens nothing.
@@ -29,6 +33,21 @@ pub struct Options {
     pub root_namespace: String,
     /// What holds where no policy speaks.
     pub defaults: Defaults,
+    /// Pass over documents of kinds that are not read here, instead of refusing them.
+    pub ignore_other_kinds: bool,
+}
+
+impl Options {
+    /// The safe choices, for this trust domain.
+    pub fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            namespace: "default".into(),
+            root_namespace: "istio-system".into(),
+            defaults: Defaults::STRICT,
+            ignore_other_kinds: false,
+        }
+    }
 }
 
 /// What holds where no policy speaks.
@@ -42,30 +61,16 @@ pub struct Defaults {
 
 impl Defaults {
     /// Deny both: zero trust.
-    pub const STRICT: Self = Self {
-        network: Verdict::Deny,
-        authorization: Verdict::Deny,
-    };
+    pub const STRICT: Self = Self { network: Verdict::Deny, authorization: Verdict::Deny };
     /// Allow both: as Kubernetes and Istio.
-    pub const ISTIO: Self = Self {
-        network: Verdict::Allow,
-        authorization: Verdict::Allow,
-    };
+    pub const ISTIO: Self = Self { network: Verdict::Allow, authorization: Verdict::Allow };
 }
 
 /// Everything that was loaded, compiled and indexed; immutable.
 #[derive(Debug)]
-pub struct PolicySet {}
-
-/// What PeerAuthentication says about plaintext on one port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MtlsMode {
-    /// Mutual TLS or nothing.
-    Strict,
-    /// Mutual TLS and plaintext.
-    Permissive,
-    /// Plaintext.
-    Disable,
+pub struct PolicySet {
+    compiled: Compiled,
+    defaults: Defaults,
 }
 
 /// A set that loaded, and what a person should look at all the same.
@@ -77,77 +82,90 @@ pub struct Loaded {
     pub warnings: Vec<Diagnostic>,
 }
 
-/// One mistake or one warning, with its place.
-#[derive(Debug, Clone)]
-pub struct Diagnostic {
-    /// The file.
-    pub file: PathBuf,
-    /// The line, from 1.
-    pub line: u32,
-    /// The column, from 1.
-    pub column: u32,
-    /// What is wrong, in one line.
-    pub message: String,
-    /// How to mend it.
-    pub hint: Option<String>,
-}
-
 impl PolicySet {
     /// Reads, checks and compiles documents: policies and Workloads together.
     ///
+    /// Pure: the same files and options give the same set, in whatever order the files come.
+    ///
     /// # Errors
     /// Every mistake of every file, in one run; nothing is loaded then.
-    pub fn load(_files: &[SourceFile], _options: &Options) -> Result<Loaded, Vec<Diagnostic>> {
-        Ok(Loaded {
-            set: Self {},
-            warnings: Vec::new(),
-        })
+    pub fn load(files: &[SourceFile], options: &Options) -> Result<Loaded, Vec<Diagnostic>> {
+        let (documents, mut found) = parse::read(files, options);
+        let warnings = crate::lint::lint(&documents, options);
+        let compiled = compile::compile(documents, options, &mut found);
+        if found.iter().any(|one| one.severity == Severity::Error) {
+            found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+            return Err(found);
+        }
+        Ok(Loaded { set: Self { compiled, defaults: options.defaults }, warnings })
     }
 
     /// The Workload of this name.
-    pub fn workload(&self, _name: &WorkloadName) -> Option<&Workload> {
-        None
+    pub fn workload(&self, name: &WorkloadName) -> Option<&Workload> {
+        self.compiled.by_name(name).map(|entry| &entry.workload)
     }
 
     /// All Workloads, in the order of their names.
     pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
-        std::iter::empty()
+        self.compiled.workloads.iter().map(|entry| &entry.workload)
     }
 
     /// The Workloads that have this identity. More than one may.
-    pub fn workloads_of(&self, _id: &SpiffeId) -> impl Iterator<Item = &Workload> {
-        std::iter::empty()
+    pub fn workloads_of(&self, id: &SpiffeId) -> impl Iterator<Item = &Workload> {
+        self.compiled.by_identity(id).map(|entry| &entry.workload)
     }
 
-    /// What PeerAuthentication says for a port of a workload.
-    pub fn mtls_mode(&self, _workload: &WorkloadName, _port: u16) -> MtlsMode {
-        MtlsMode::Strict
+    /// What PeerAuthentication says for a port of a workload. A workload that is not known takes
+    /// no plaintext.
+    pub fn mtls_mode(&self, workload: &WorkloadName, port: u16) -> MtlsMode {
+        self.compiled.by_name(workload).map_or(MtlsMode::Strict, |entry| entry.mtls.of_port(port).0)
     }
 
-    /// The whole road in one question: peer authentication, network, authorization.
-    pub fn decide(&self, _access: &Access<'_>) -> Decision {
-        Decision {
-            verdict: Verdict::Deny,
-            stage: Stage::Network,
-            decided_by: DecidedBy::Default,
+    /// Who said what [`PolicySet::mtls_mode`] tells, if anybody did.
+    pub fn mtls_origin(&self, workload: &WorkloadName, port: u16) -> Option<&RuleOrigin> {
+        self.compiled.by_name(workload).and_then(|entry| entry.mtls.of_port(port).1.as_ref())
+    }
+
+    /// The whole road in one question: peer authentication, network, authorization. Outbound,
+    /// the network alone.
+    pub fn decide(&self, access: &Access<'_>) -> Decision {
+        let decision = self.decide_connection(access);
+        match (access.direction, decision.verdict) {
+            (Direction::Inbound, Verdict::Allow) => self.decide_request(access),
+            _ => decision,
         }
     }
 
     /// The part that is known once the connection stands: peer authentication and network.
     /// An allow only means that authorization may be asked.
     pub fn decide_connection(&self, access: &Access<'_>) -> Decision {
-        self.decide(access)
+        self.question(access).connection()
     }
 
     /// The part that each request is asked, and opaque TCP once: authorization alone. Called only
     /// after [`PolicySet::decide_connection`] allowed.
     pub fn decide_request(&self, access: &Access<'_>) -> Decision {
-        self.decide(access)
+        authorization::decide(&self.question(access))
     }
 
     /// Why, in one line for people; a deny names the nearest miss. Slow: for logs and answers to
     /// people, not for the way of a request that passes.
-    pub fn reason(&self, _access: &Access<'_>, _decision: &Decision) -> String {
-        String::new()
+    pub fn reason(&self, access: &Access<'_>, decision: &Decision) -> String {
+        explain::reason(&self.question(access), decision)
+    }
+
+    /// The decision and everything that was looked at.
+    pub fn explain(&self, access: &Access<'_>) -> Explanation {
+        let decision = self.decide(access);
+        let question = self.question(access);
+        Explanation {
+            reason: explain::reason(&question, &decision),
+            considered: explain::considered(&question),
+            decision,
+        }
+    }
+
+    fn question<'a>(&'a self, access: &'a Access<'a>) -> Question<'a> {
+        Question { compiled: &self.compiled, defaults: self.defaults, access }
     }
 }

@@ -1,0 +1,264 @@
+//! One access as JSON, and the answer.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use postern_policies::{
+    PolicySet,
+    decide::{
+        Access, DecidedBy, Decision, Destination, Direction, Headers, HttpRequest, Peer,
+        PolicyKind, Protocol, Source, Stage, Verdict,
+    },
+    model::workload::WorkloadName,
+};
+use postern_spiffe::SpiffeId;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A line of input. Any member may be null or absent, an unknown one is an error.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Query {
+    pub(super) id: Value,
+    pub(super) direction: Option<String>,
+    pub(super) mtls: Option<bool>,
+    pub(super) source: Option<QuerySource>,
+    pub(super) destination: Option<QueryDestination>,
+    pub(super) http: Option<QueryHttp>,
+    pub(super) jwt: Option<Value>,
+    pub(super) sni: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct QuerySource {
+    pub(super) identity: Option<String>,
+    pub(super) ip: Option<IpAddr>,
+    pub(super) namespace: Option<String>,
+    pub(super) labels: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct QueryDestination {
+    pub(super) workload: Option<String>,
+    pub(super) ip: Option<IpAddr>,
+    pub(super) port: Option<u16>,
+    pub(super) protocol: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct QueryHttp {
+    pub(super) method: Option<String>,
+    pub(super) path: Option<String>,
+    pub(super) host: Option<String>,
+    pub(super) headers: Option<BTreeMap<String, Vec<String>>>,
+}
+
+/// A query whose values mean something.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    direction: Direction,
+    identity: Option<SpiffeId>,
+    source: QuerySource,
+    workload: Option<WorkloadName>,
+    ip: Option<IpAddr>,
+    port: u16,
+    protocol: Protocol,
+    http: Option<ParsedHttp>,
+    sni: Option<String>,
+}
+
+#[derive(Debug)]
+struct ParsedHttp {
+    method: String,
+    path: String,
+    host: Option<String>,
+    headers: HeaderMap,
+}
+
+/// Header fields by lower-case name.
+#[derive(Debug, Default)]
+struct HeaderMap(BTreeMap<String, Vec<String>>);
+
+impl Headers for HeaderMap {
+    fn values(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        self.0.get(name).into_iter().flatten().for_each(|value| each(value.as_bytes()));
+    }
+}
+
+impl Query {
+    /// Reads the values.
+    ///
+    /// # Errors
+    /// The first member that means nothing, by name.
+    pub(super) fn parse(self, set: &PolicySet) -> Result<Parsed, String> {
+        let direction = match self.direction.as_deref() {
+            None | Some("inbound") => Direction::Inbound,
+            Some("outbound") => Direction::Outbound,
+            Some(other) => {
+                return Err(format!("`direction` is `{other}`, write `inbound` or `outbound`"));
+            }
+        };
+        if self.jwt.is_some_and(|jwt| !jwt.is_null()) {
+            return Err("`jwt`: request authentication is not supported yet".into());
+        }
+        let mut source = self.source.unwrap_or_default();
+        // Without mutual TLS there is no identity, whatever is claimed. Outbound, it is the own.
+        let proved = direction == Direction::Outbound || self.mtls == Some(true);
+        let identity = match source.identity.take().filter(|_| proved) {
+            Some(text) => Some(
+                SpiffeId::parse(&text).map_err(|error| format!("`source.identity`: {error}"))?,
+            ),
+            None => None,
+        };
+        let destination = self.destination.unwrap_or_default();
+        let workload = match destination.workload {
+            Some(text) => Some(workload_name(&text, set)?),
+            None => None,
+        };
+        Ok(Parsed {
+            direction,
+            identity,
+            source,
+            workload,
+            ip: destination.ip,
+            port: destination.port.ok_or("`destination.port` is missing")?,
+            protocol: protocol(destination.protocol.as_deref())?,
+            http: self.http.map(ParsedHttp::of).transpose()?,
+            sni: self.sni,
+        })
+    }
+}
+
+impl ParsedHttp {
+    fn of(http: QueryHttp) -> Result<Self, String> {
+        let path = http.path.ok_or("`http.path` is missing")?;
+        // Query and fragment are no part of what is judged.
+        let path = path.split(['?', '#']).next().unwrap_or_default().to_owned();
+        let mut headers = HeaderMap::default();
+        for (name, values) in http.headers.unwrap_or_default() {
+            headers.0.entry(name.to_ascii_lowercase()).or_default().extend(values);
+        }
+        Ok(Self { method: http.method.ok_or("`http.method` is missing")?, path, host: http.host, headers })
+    }
+}
+
+impl Parsed {
+    /// The access, as the engine takes it.
+    pub(super) fn access(&self) -> Access<'_> {
+        Access {
+            direction: self.direction,
+            source: Source {
+                peer: self.identity.as_ref().map_or(Peer::Plaintext, Peer::Verified),
+                ip: self.source.ip,
+                namespace: self.source.namespace.as_deref(),
+                labels: self.source.labels.as_ref(),
+            },
+            destination: Destination {
+                workload: self.workload.as_ref(),
+                ip: self.ip,
+                port: self.port,
+                protocol: self.protocol,
+            },
+            http: self.http.as_ref().map(|http| HttpRequest {
+                method: &http.method,
+                path: &http.path,
+                host: http.host.as_deref(),
+                headers: &http.headers,
+            }),
+            sni: self.sni.as_deref(),
+        }
+    }
+}
+
+/// A line of output.
+#[derive(Debug, Serialize)]
+pub(super) struct Answer {
+    pub(super) id: Value,
+    pub(super) verdict: &'static str,
+    stage: &'static str,
+    policy: Option<String>,
+    kind: Option<&'static str>,
+    rule: Option<u32>,
+    file: Option<String>,
+    line: Option<u32>,
+    pub(super) reason: String,
+    audit: Vec<String>,
+    #[serde(rename = "dryRun")]
+    dry_run: Vec<String>,
+}
+
+impl Answer {
+    pub(super) fn of(id: Value, decision: &Decision, reason: String) -> Self {
+        let origin = match &decision.decided_by {
+            DecidedBy::Rule(origin) => Some(origin),
+            _ => None,
+        };
+        Self {
+            id,
+            verdict: verdict(decision.verdict),
+            stage: stage(decision.stage),
+            policy: origin.map(|origin| origin.policy.to_string()),
+            kind: match &decision.decided_by {
+                DecidedBy::Rule(origin) => Some(kind(origin.kind)),
+                DecidedBy::NoMatch(of) => Some(kind(*of)),
+                DecidedBy::Default => Some("default"),
+                DecidedBy::Unasked => None,
+            },
+            rule: origin.and_then(|origin| origin.rule),
+            file: origin.map(|origin| origin.file.display().to_string()),
+            line: origin.map(|origin| origin.line),
+            reason,
+            audit: Vec::new(),
+            dry_run: Vec::new(),
+        }
+    }
+}
+
+pub(super) fn verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Allow => "allow",
+        Verdict::Deny => "deny",
+    }
+}
+
+fn stage(stage: Stage) -> &'static str {
+    match stage {
+        Stage::PeerAuthentication => "peerAuthentication",
+        Stage::RequestAuthentication => "requestAuthentication",
+        Stage::Network => "network",
+        Stage::Authorization => "authorization",
+    }
+}
+
+pub(super) fn kind(kind: PolicyKind) -> &'static str {
+    match kind {
+        PolicyKind::NetworkPolicy => "NetworkPolicy",
+        PolicyKind::PeerAuthentication => "PeerAuthentication",
+        PolicyKind::RequestAuthentication => "RequestAuthentication",
+        PolicyKind::AuthorizationPolicy => "AuthorizationPolicy",
+    }
+}
+
+fn workload_name(text: &str, set: &PolicySet) -> Result<WorkloadName, String> {
+    let (namespace, name) = text
+        .split_once('/')
+        .ok_or_else(|| format!("`destination.workload` is `{text}`, write `namespace/name`"))?;
+    let name = WorkloadName { namespace: Arc::from(namespace), name: Arc::from(name) };
+    if set.workload(&name).is_none() {
+        return Err(format!("`destination.workload`: there is no Workload `{text}`"));
+    }
+    Ok(name)
+}
+
+fn protocol(text: Option<&str>) -> Result<Protocol, String> {
+    match text {
+        None | Some("TCP") => Ok(Protocol::Tcp),
+        Some("UDP") => Ok(Protocol::Udp),
+        Some("SCTP") => Ok(Protocol::Sctp),
+        Some(other) => {
+            Err(format!("`destination.protocol` is `{other}`, write `TCP`, `UDP` or `SCTP`"))
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Reads Workload documents.
+
+use std::{sync::Arc, time::Duration};
+
+use postern_spiffe::{Selector, SpiffeId, TrustDomain};
+
+use super::{
+    fields::{self, Fields},
+    metadata,
+    network_policy::protocol,
+    node::{Node, Value},
+};
+use crate::{
+    decide::Protocol,
+    diagnostic::Problems,
+    model::{
+        Meta,
+        workload::{Baseline, OnDrift, Workload, WorkloadName, WorkloadPort},
+    },
+    set::Options,
+};
+
+pub(crate) fn read(
+    node: &Node,
+    options: &Options,
+    problems: &mut Problems<'_>,
+) -> Option<(Meta, Workload)> {
+    let known = ["apiVersion", "kind", "metadata", "spec"];
+    let document = Fields::of(node, "Workload", &known, problems)?;
+    let (meta, head) = metadata(node.at, &document, options, problems)?;
+    let labels = match head.get("labels") {
+        Some(node) => fields::labels(node, "labels", problems)?,
+        None => Default::default(),
+    };
+    let spec = document.required("spec", "Workload", problems)?;
+    let spec = Fields::of(spec, "spec", &SPEC, problems)?;
+    refuse_unsupported(&spec, problems)?;
+    let (spiffe_id, service_account) = identity(&spec, &meta, options, problems)?;
+    let workload = Workload {
+        name: WorkloadName {
+            namespace: Arc::from(meta.namespace.as_str()),
+            name: Arc::from(meta.name.as_str()),
+        },
+        labels,
+        spiffe_id,
+        service_account,
+        selectors: parsed_list(&spec, "selectors", problems, |text| {
+            Selector::parse(text).map_err(|error| error.to_string())
+        })?,
+        hint: hint(&spec, problems)?,
+        svid_ttl: match spec.get("svidTTL") {
+            Some(node) => Some(duration(node, "svidTTL", problems)?),
+            None => None,
+        },
+        dns_names: parsed_list(&spec, "dnsNames", problems, dns_name)?,
+        ports: ports(&spec, problems)?,
+        addresses: parsed_list(&spec, "addresses", problems, |text| {
+            if text.parse::<std::net::IpAddr>().is_ok() { Ok(text.to_owned()) } else { dns_name(text) }
+        })?,
+        federates_with: parsed_list(&spec, "federatesWith", problems, |text| {
+            TrustDomain::parse(text.strip_prefix("spiffe://").unwrap_or(text))
+                .map_err(|error| error.to_string())
+        })?,
+        on_drift: on_drift(&spec, problems)?,
+        baseline: match spec.get("baseline") {
+            Some(node) => Some(baseline(node, problems)?),
+            None => None,
+        },
+    };
+    Some((meta, workload))
+}
+
+/// Flags that change what an identity may do, and that nothing here would honour.
+fn refuse_unsupported(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<()> {
+    for name in ["admin", "downstream"] {
+        if let Some(node) = spec.get(name)
+            && !matches!(node.value, Value::Bool(false))
+        {
+            problems.error(node.at, format!("`{name}` is not supported yet"));
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// From `spiffeID`, or from the namespace and `serviceAccount`.
+fn identity(
+    spec: &Fields<'_>,
+    meta: &Meta,
+    options: &Options,
+    problems: &mut Problems<'_>,
+) -> Option<(SpiffeId, Option<String>)> {
+    let own = &options.trust_domain;
+    match (spec.get("spiffeID"), spec.get("serviceAccount")) {
+        (Some(node), None) => {
+            let text = fields::filled(node, "spiffeID", problems)?;
+            let id = match SpiffeId::parse(text) {
+                Ok(id) => id,
+                Err(error) => {
+                    problems.error(node.at, format!("`spiffeID` is not valid: {error}"));
+                    return None;
+                }
+            };
+            if id.path().is_empty() {
+                problems.error(node.at, "`spiffeID` needs a path: a workload is not its trust domain");
+                return None;
+            }
+            if id.trust_domain() != own {
+                let hint = format!("the trust domain here is `{own}`");
+                problems.error_with(
+                    node.at,
+                    format!("`spiffeID` is of trust domain `{}`", id.trust_domain()),
+                    hint,
+                );
+                return None;
+            }
+            Some((id, None))
+        }
+        (None, Some(node)) => {
+            let account = fields::filled(node, "serviceAccount", problems)?;
+            match SpiffeId::for_service_account(own, &meta.namespace, account) {
+                Ok(id) => Some((id, Some(account.to_owned()))),
+                Err(error) => {
+                    problems.error(node.at, format!("`serviceAccount` is not valid: {error}"));
+                    None
+                }
+            }
+        }
+        (Some(node), Some(_)) => {
+            problems.error(node.at, "`spiffeID` and `serviceAccount` exclude each other");
+            None
+        }
+        (None, None) => {
+            problems.error(spec.at, "spec needs `serviceAccount` or `spiffeID`");
+            None
+        }
+    }
+}
+
+fn hint(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Option<String>> {
+    let Some(node) = spec.get("hint") else { return Some(None) };
+    let text = fields::filled(node, "hint", problems)?;
+    if text.len() > MAX_HINT_BYTES {
+        problems.error(node.at, format!("`hint` has more than {MAX_HINT_BYTES} bytes"));
+        return None;
+    }
+    Some(Some(text.to_owned()))
+}
+
+/// A list of texts that mean something. An empty list is a mistake: it looks like a restriction
+/// and is none.
+fn parsed_list<T>(
+    spec: &Fields<'_>,
+    name: &str,
+    problems: &mut Problems<'_>,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Option<Vec<T>> {
+    let Some(node) = spec.get(name) else { return Some(Vec::new()) };
+    let items = fields::list(node, name, problems)?;
+    if items.is_empty() {
+        problems.error_with(node.at, format!("`{name}` must not be empty"), "leave it out instead");
+        return None;
+    }
+    let read: Vec<Option<T>> = items
+        .iter()
+        .map(|item| {
+            let text = fields::filled(item, name, problems)?;
+            match parse(text) {
+                Ok(parsed) => Some(parsed),
+                Err(problem) => {
+                    problems.error(item.at, format!("`{text}` in `{name}`: {problem}"));
+                    None
+                }
+            }
+        })
+        .collect();
+    read.into_iter().collect()
+}
+
+fn dns_name(text: &str) -> Result<String, String> {
+    let good_label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    };
+    if text.len() <= 253 && text.split('.').all(good_label) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("this is no address and no DNS name".into())
+    }
+}
+
+fn ports(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Vec<WorkloadPort>> {
+    let read: Vec<Option<WorkloadPort>> = spec
+        .list("ports", problems)
+        .iter()
+        .map(|node| {
+            let fields = Fields::of(node, "a port", &["name", "port", "protocol"], problems)?;
+            let number = fields.required("port", "a port", problems)?;
+            let number = fields::port(number, "port", problems)?;
+            let name = match fields.get("name") {
+                Some(node) => Some(fields::filled(node, "name", problems)?.to_owned()),
+                None => None,
+            };
+            let protocol = match fields.get("protocol") {
+                Some(node) => fields::text(node, "protocol", problems)
+                    .and_then(|text| protocol(text, node, problems))?,
+                None => Protocol::Tcp,
+            };
+            Some(WorkloadPort { name, port: number, protocol })
+        })
+        .collect();
+    read.into_iter().collect()
+}
+
+fn on_drift(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<OnDrift> {
+    let Some(node) = spec.get("onDrift") else { return Some(OnDrift::Alert) };
+    match fields::text(node, "onDrift", problems)? {
+        "alert" => Some(OnDrift::Alert),
+        "revoke" => Some(OnDrift::Revoke),
+        "block" => {
+            let hint = "`revoke` takes the identity back";
+            problems.error_with(node.at, "`onDrift: block` is not supported yet", hint);
+            None
+        }
+        other => {
+            let hint = "`alert` or `revoke`";
+            problems.error_with(node.at, format!("`{other}` is no answer to drift"), hint);
+            None
+        }
+    }
+}
+
+fn baseline(node: &Node, problems: &mut Problems<'_>) -> Option<Baseline> {
+    let fields = Fields::of(node, "baseline", &BASELINE, problems)?;
+    for name in BASELINE.iter().skip(1) {
+        if let Some(node) = fields.get(name) {
+            problems.error(node.at, format!("`baseline.{name}` is not supported yet"));
+            return None;
+        }
+    }
+    let executables = parsed_list(&fields, "executables", problems, |text| {
+        let is_digest = text.strip_prefix("sha256:").is_some_and(|digest| {
+            digest.len() == 64 && digest.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
+        });
+        if text.starts_with('/') || is_digest {
+            Ok(text.to_owned())
+        } else {
+            Err("write an absolute path, or `sha256:` and 64 lower-case hexadecimal digits".into())
+        }
+    })?;
+    Some(Baseline { executables })
+}
+
+/// A whole number and a unit: `500ms`, `30s`, `5m`, `1h`, `7d`.
+fn duration(node: &Node, what: &str, problems: &mut Problems<'_>) -> Option<Duration> {
+    let text = match &node.value {
+        Value::Text(text) => text.as_str(),
+        _ => {
+            problems.error_with(node.at, format!("`{what}` needs a unit"), "such as `30s` or `1h`");
+            return None;
+        }
+    };
+    let parsed = parse_duration(text).filter(|duration| !duration.is_zero());
+    if parsed.is_none() {
+        let hint = "a whole number and `ms`, `s`, `m`, `h` or `d`, more than zero";
+        problems.error_with(node.at, format!("`{text}` in `{what}` is no duration"), hint);
+    }
+    parsed
+}
+
+/// Reads a duration: a whole number and a unit.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+    let split = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at_checked(split)?;
+    let number: u64 = number.parse().ok()?;
+    let seconds = match unit {
+        "ms" => return Some(Duration::from_millis(number)),
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    number.checked_mul(seconds).map(Duration::from_secs)
+}
+
+const SPEC: [&str; 13] = [
+    "serviceAccount",
+    "spiffeID",
+    "hint",
+    "selectors",
+    "svidTTL",
+    "dnsNames",
+    "ports",
+    "addresses",
+    "federatesWith",
+    "onDrift",
+    "baseline",
+    "admin",
+    "downstream",
+];
+
+/// The first is supported.
+const BASELINE: [&str; 6] =
+    ["executables", "listen", "destinations", "writable", "protected", "rules"];
+
+/// Spec: SPIFFE Workload API section 5.2.1.
+const MAX_HINT_BYTES: usize = 1024;

@@ -1,1 +1,29 @@
-//! Placeholder.
+//! The node identity agent: who is this process, and what identity does it deserve?
+//!
+//! The way of a request: `caller` pins the process behind the socket, `attest` states what is true
+//! of it, `registry` tells which Workloads it is, `authority` issues, `workload_api` answers and
+//! keeps the stream; `drift` watches the pods and takes identities back.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+
+pub mod caller;
+
+pub mod attest;
+
+pub mod registry;
+
+pub mod authority;
+
+pub mod agent;
+
+pub mod workload_api;
+
+pub mod drift;
+
+pub mod admin;
+
+pub mod telemetry;
+
+pub mod app;

@@ -62,25 +62,29 @@ pub struct Place {
 
 /// Collects the mistakes of one file, so that all are told in one run.
 #[derive(Debug)]
-pub(crate) struct Problems<'a> {
+pub struct Problems<'a> {
     file: &'a Arc<Path>,
     found: &'a mut Vec<Diagnostic>,
 }
 
 impl<'a> Problems<'a> {
-    pub(crate) fn new(file: &'a Arc<Path>, found: &'a mut Vec<Diagnostic>) -> Self {
+    /// For one file; what is found goes to `found`.
+    pub fn new(file: &'a Arc<Path>, found: &'a mut Vec<Diagnostic>) -> Self {
         Self { file, found }
     }
 
-    pub(crate) fn file(&self) -> &Arc<Path> {
+    /// The file.
+    pub fn file(&self) -> &Arc<Path> {
         self.file
     }
 
-    pub(crate) fn error(&mut self, at: Place, message: impl Into<String>) {
+    /// Adds a mistake.
+    pub fn error(&mut self, at: Place, message: impl Into<String>) {
         self.add(Severity::Error, at, message.into(), None);
     }
 
-    pub(crate) fn error_with(
+    /// Adds a mistake with its mend.
+    pub fn error_with(
         &mut self,
         at: Place,
         message: impl Into<String>,

@@ -2,7 +2,9 @@
 
 use std::{
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use crate::set::SourceFile;
@@ -31,6 +33,28 @@ pub fn read_documents(path: &Path) -> io::Result<Vec<SourceFile>> {
     }
     paths.sort();
     paths.iter().map(|file| read_one(file)).collect()
+}
+
+/// What a folder of documents looks like from outside: it differs when a document was added,
+/// removed, replaced or written to. Comparing two costs no reading.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Fingerprint(Vec<(PathBuf, u64, u64, Option<SystemTime>)>);
+
+impl Fingerprint {
+    /// Takes the fingerprint of a file or folder; one that is not there has an empty one.
+    pub fn of(path: &Path) -> Self {
+        let entries = fs::read_dir(path).map(|entries| {
+            entries.flatten().map(|entry| entry.path()).filter(|file| is_document(file)).collect()
+        });
+        let mut paths: Vec<PathBuf> = entries.unwrap_or_else(|_| vec![path.to_owned()]);
+        paths.sort();
+        let marks = paths.into_iter().filter_map(|path| {
+            // Followed through links, as the reading is: a ConfigMap swaps the link.
+            let found = fs::metadata(&path).ok()?;
+            Some((path, found.ino(), found.size(), found.modified().ok()))
+        });
+        Self(marks.collect())
+    }
 }
 
 fn read_one(path: &Path) -> io::Result<SourceFile> {

@@ -24,6 +24,8 @@ pub mod diagnostic;
 
 pub mod files;
 
+pub mod yaml;
+
 pub use compile::MtlsMode;
 pub use diagnostic::{Diagnostic, Severity};
 pub use explain::{Considered, Explanation};

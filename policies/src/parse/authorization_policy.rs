@@ -5,9 +5,7 @@
 use ipnet::IpNet;
 
 use super::{
-    fields::{self, Fields},
     istio_selector, metadata,
-    node::Node,
 };
 use crate::{
     diagnostic::Problems,
@@ -16,6 +14,7 @@ use crate::{
         pattern::{PathTemplate, Pattern},
     },
     set::Options,
+    yaml::{Fields, Node, Value, fields},
 };
 
 pub(crate) fn read(
@@ -80,7 +79,7 @@ fn action(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Action> {
 /// The annotation `istio.io/dry-run`, a boolean in Go's spelling.
 fn dry_run(head: &Fields<'_>, action: Action, problems: &mut Problems<'_>) -> Option<bool> {
     let Some(node) = head.get("annotations") else { return Some(false) };
-    let super::Value::Map(entries) = &node.value else {
+    let Value::Map(entries) = &node.value else {
         problems.error(node.at, "`annotations` must be a map");
         return None;
     };

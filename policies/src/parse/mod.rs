@@ -4,21 +4,18 @@
 //! whole set. All mistakes of all files are told in one run.
 
 mod authorization_policy;
-pub(crate) mod fields;
 mod network_policy;
-mod node;
 mod peer_authentication;
 mod workload;
 
 use std::{path::Path, sync::Arc};
 
-use fields::Fields;
-use node::{Node, Value};
 
 use crate::{
     diagnostic::{Diagnostic, Place, Problems},
     model::{Documents, Meta, Namespace},
     set::{Options, SourceFile},
+    yaml::{Fields, Node, Value, fields, node},
 };
 
 /// Reads every document of every file.

@@ -3,9 +3,7 @@
 use ipnet::IpNet;
 
 use super::{
-    fields::{self, Fields},
     metadata,
-    node::{Node, Value},
 };
 use crate::{
     decide::Protocol,
@@ -15,6 +13,7 @@ use crate::{
         network_policy::{NetworkPolicy, Peer, Port, PortNumber, Rule},
     },
     set::Options,
+    yaml::{Fields, Node, Value, fields},
 };
 
 pub(crate) fn read(

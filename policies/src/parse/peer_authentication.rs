@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::{
-    fields::{self, Fields},
     istio_selector, metadata,
-    node::{Node, Value},
 };
 use crate::{
     compile::MtlsMode,
     diagnostic::{Place, Problems},
     model::peer_authentication::PeerAuthentication,
     set::Options,
+    yaml::{Fields, Node, Value, fields},
 };
 
 pub(crate) fn read(

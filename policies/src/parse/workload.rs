@@ -1,14 +1,12 @@
 //! Reads Workload documents.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use postern_spiffe::{Selector, SpiffeId, TrustDomain};
 
 use super::{
-    fields::{self, Fields},
     metadata,
     network_policy::protocol,
-    node::{Node, Value},
 };
 use crate::{
     decide::Protocol,
@@ -18,6 +16,7 @@ use crate::{
         workload::{Baseline, OnDrift, Workload, WorkloadName, WorkloadPort},
     },
     set::Options,
+    yaml::{Fields, Node, Value, fields},
 };
 
 pub(crate) fn read(
@@ -49,7 +48,7 @@ pub(crate) fn read(
         })?,
         hint: hint(&spec, problems)?,
         svid_ttl: match spec.get("svidTTL") {
-            Some(node) => Some(duration(node, "svidTTL", problems)?),
+            Some(node) => Some(fields::duration(node, "svidTTL", problems)?),
             None => None,
         },
         dns_names: parsed_list(&spec, "dnsNames", problems, dns_name)?,
@@ -252,39 +251,6 @@ fn baseline(node: &Node, problems: &mut Problems<'_>) -> Option<Baseline> {
         }
     })?;
     Some(Baseline { executables })
-}
-
-/// A whole number and a unit: `500ms`, `30s`, `5m`, `1h`, `7d`.
-fn duration(node: &Node, what: &str, problems: &mut Problems<'_>) -> Option<Duration> {
-    let text = match &node.value {
-        Value::Text(text) => text.as_str(),
-        _ => {
-            problems.error_with(node.at, format!("`{what}` needs a unit"), "such as `30s` or `1h`");
-            return None;
-        }
-    };
-    let parsed = parse_duration(text).filter(|duration| !duration.is_zero());
-    if parsed.is_none() {
-        let hint = "a whole number and `ms`, `s`, `m`, `h` or `d`, more than zero";
-        problems.error_with(node.at, format!("`{text}` in `{what}` is no duration"), hint);
-    }
-    parsed
-}
-
-/// Reads a duration: a whole number and a unit.
-pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
-    let split = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at_checked(split)?;
-    let number: u64 = number.parse().ok()?;
-    let seconds = match unit {
-        "ms" => return Some(Duration::from_millis(number)),
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    number.checked_mul(seconds).map(Duration::from_secs)
 }
 
 const SPEC: [&str; 13] = [

@@ -3,19 +3,22 @@
 //! Every reader adds its mistakes to [`Problems`] and goes on, so that one run tells all of them.
 //! `None` means that a mistake was told.
 
+use std::time::Duration;
+
 use super::node::{Entry, Node, Value};
 use crate::diagnostic::{Place, Problems};
 
 /// The entries of a map whose names are known.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Fields<'n> {
-    pub(crate) at: Place,
+pub struct Fields<'n> {
+    /// Where the map begins.
+    pub at: Place,
     entries: &'n [Entry],
 }
 
 impl<'n> Fields<'n> {
     /// Takes a map and refuses every name that is not among `known`.
-    pub(crate) fn of(
+    pub fn of(
         node: &'n Node,
         what: &str,
         known: &[&str],
@@ -34,13 +37,13 @@ impl<'n> Fields<'n> {
     }
 
     /// The value of a name. A null is the same as nothing, as Kubernetes has it.
-    pub(crate) fn get(&self, name: &str) -> Option<&'n Node> {
+    pub fn get(&self, name: &str) -> Option<&'n Node> {
         let entry = self.entries.iter().find(|entry| entry.key == name)?;
         (!matches!(entry.node.value, Value::Null)).then_some(&entry.node)
     }
 
     /// The value of a name that must be there.
-    pub(crate) fn required(
+    pub fn required(
         &self,
         name: &str,
         what: &str,
@@ -54,18 +57,18 @@ impl<'n> Fields<'n> {
     }
 
     /// The items of a list; an absent one has none.
-    pub(crate) fn list(&self, name: &str, problems: &mut Problems<'_>) -> &'n [Node] {
+    pub fn list(&self, name: &str, problems: &mut Problems<'_>) -> &'n [Node] {
         self.get(name).and_then(|node| list(node, name, problems)).unwrap_or_default()
     }
 
     /// A text that need not be there.
-    pub(crate) fn text(&self, name: &str, problems: &mut Problems<'_>) -> Option<&'n str> {
+    pub fn text(&self, name: &str, problems: &mut Problems<'_>) -> Option<&'n str> {
         self.get(name).and_then(|node| text(node, name, problems))
     }
 }
 
 /// The items of a list. A null among them is a mistake: nobody writes an empty dash on purpose.
-pub(crate) fn list<'n>(
+pub fn list<'n>(
     node: &'n Node,
     what: &str,
     problems: &mut Problems<'_>,
@@ -80,7 +83,8 @@ pub(crate) fn list<'n>(
     Some(items)
 }
 
-pub(crate) fn text<'n>(
+/// A text; numbers and booleans are refused, with the advice to put them in quotes.
+pub fn text<'n>(
     node: &'n Node,
     what: &str,
     problems: &mut Problems<'_>,
@@ -108,7 +112,7 @@ pub(crate) fn text<'n>(
 }
 
 /// A text with at least one character.
-pub(crate) fn filled<'n>(
+pub fn filled<'n>(
     node: &'n Node,
     what: &str,
     problems: &mut Problems<'_>,
@@ -122,7 +126,7 @@ pub(crate) fn filled<'n>(
 }
 
 /// A port number.
-pub(crate) fn port(node: &Node, what: &str, problems: &mut Problems<'_>) -> Option<u16> {
+pub fn port(node: &Node, what: &str, problems: &mut Problems<'_>) -> Option<u16> {
     let number = match node.value {
         Value::Integer(number) => u16::try_from(number).ok().filter(|&port| port > 0),
         _ => None,
@@ -134,7 +138,7 @@ pub(crate) fn port(node: &Node, what: &str, problems: &mut Problems<'_>) -> Opti
 }
 
 /// Text to text: labels and the like.
-pub(crate) fn labels(
+pub fn labels(
     node: &Node,
     what: &str,
     problems: &mut Problems<'_>,
@@ -155,7 +159,7 @@ pub(crate) fn labels(
 }
 
 /// `prefix/name`, the prefix optional. Kubernetes, labels and selectors.
-pub(crate) fn check_label_key(key: &str, at: Place, problems: &mut Problems<'_>) {
+pub fn check_label_key(key: &str, at: Place, problems: &mut Problems<'_>) {
     let (prefix, name) = key.rsplit_once('/').unwrap_or(("", key));
     let good_prefix = prefix.len() <= 253 && !prefix.contains('/');
     if name.is_empty() || !is_label_text(name) || !good_prefix {
@@ -163,7 +167,8 @@ pub(crate) fn check_label_key(key: &str, at: Place, problems: &mut Problems<'_>)
     }
 }
 
-pub(crate) fn check_label_value(value: &str, at: Place, problems: &mut Problems<'_>) {
+/// At most 63 letters, digits, `-`, `_` and `.`; or nothing.
+pub fn check_label_value(value: &str, at: Place, problems: &mut Problems<'_>) {
     if !value.is_empty() && !is_label_text(value) {
         problems.error_with(
             at,
@@ -174,7 +179,7 @@ pub(crate) fn check_label_value(value: &str, at: Place, problems: &mut Problems<
 }
 
 /// A name as Kubernetes allows it for most objects: RFC 1123 labels with dots between.
-pub(crate) fn is_object_name(name: &str) -> bool {
+pub fn is_object_name(name: &str) -> bool {
     let good = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '-' | '.');
     let edge = |c: Option<char>| c.is_some_and(|c| matches!(c, 'a'..='z' | '0'..='9'));
     name.len() <= 253
@@ -192,8 +197,68 @@ fn is_label_text(text: &str) -> bool {
         && edge(text.chars().next_back())
 }
 
+/// A boolean.
+pub fn boolean(node: &Node, what: &str, problems: &mut Problems<'_>) -> Option<bool> {
+    match node.value {
+        Value::Bool(value) => Some(value),
+        _ => {
+            problems.error(node.at, format!("`{what}` must be `true` or `false`"));
+            None
+        }
+    }
+}
+
+/// An address with a port.
+pub fn socket_address(
+    node: &Node,
+    what: &str,
+    problems: &mut Problems<'_>,
+) -> Option<std::net::SocketAddr> {
+    let text = text(node, what, problems)?;
+    match text.parse() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            let hint = "write it as `127.0.0.1:8080` or `[::1]:8080`";
+            problems.error_with(node.at, format!("`{text}` in `{what}` is no address with a port"), hint);
+            None
+        }
+    }
+}
+
+/// A duration of more than zero: a whole number and a unit (`500ms`, `30s`, `5m`, `1h`, `7d`).
+pub fn duration(node: &Node, what: &str, problems: &mut Problems<'_>) -> Option<Duration> {
+    let Value::Text(text) = &node.value else {
+        problems.error_with(node.at, format!("`{what}` needs a unit"), "such as `30s` or `1h`");
+        return None;
+    };
+    let parsed = parse_duration(text).filter(|duration| !duration.is_zero());
+    if parsed.is_none() {
+        let hint = "a whole number and `ms`, `s`, `m`, `h` or `d`, more than zero";
+        problems.error_with(node.at, format!("`{text}` in `{what}` is no duration"), hint);
+    }
+    parsed
+}
+
+/// Reads a duration: a whole number and a unit.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let split = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at_checked(split)?;
+    let number: u64 = number.parse().ok()?;
+    let seconds = match unit {
+        "ms" => return Some(Duration::from_millis(number)),
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    // A thousand years: what is longer is a slip, and would not fit a certificate.
+    let limit = 1_000 * 366 * 86_400;
+    number.checked_mul(seconds).filter(|&all| all <= limit).map(Duration::from_secs)
+}
+
 /// What a value is, for people.
-pub(crate) fn kind_of(node: &Node) -> &'static str {
+pub fn kind_of(node: &Node) -> &'static str {
     match node.value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -218,7 +283,7 @@ fn unknown(entry: &Entry, what: &str, known: &[&str], problems: &mut Problems<'_
 }
 
 /// The known word that differs least, if it differs little.
-pub(crate) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
+pub fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let (distance, name) =
         known.iter().map(|&name| (distance(word, name), name)).min_by_key(|&(far, _)| far)?;
     (distance <= word.len().max(3) / 3).then_some(name)

@@ -12,42 +12,65 @@ use crate::diagnostic::Place;
 
 /// A value and where it stands.
 #[derive(Debug, Clone)]
-pub(crate) struct Node {
-    pub(crate) at: Place,
-    pub(crate) value: Value,
+pub struct Node {
+    /// Where it stands.
+    pub at: Place,
+    /// What it is.
+    pub value: Value,
 }
 
+/// What a node can be.
 #[derive(Debug, Clone)]
-pub(crate) enum Value {
+pub enum Value {
+    /// Nothing.
     Null,
+    /// `true`, `false`, and what YAML 1.1 takes for them.
     Bool(bool),
+    /// An integer of 64 bits.
     Integer(i64),
     /// A number that is not an integer of 64 bits.
     Number,
+    /// A string.
     Text(String),
+    /// A list.
     List(Vec<Node>),
+    /// A map, in the order of the file.
     Map(Vec<Entry>),
 }
 
 /// One key of a map with its value.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
-    pub(crate) at: Place,
-    pub(crate) key: String,
-    pub(crate) node: Node,
+pub struct Entry {
+    /// Where the key stands.
+    pub at: Place,
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub node: Node,
 }
 
 /// Reads all documents of a stream; empty ones are left out.
 ///
 /// # Errors
 /// The first place that is not YAML, or that breaks a limit, and why.
-pub(crate) fn read(text: &str) -> Result<Vec<Node>, (Place, String)> {
+pub fn read(text: &str) -> Result<Vec<Node>, (Place, String)> {
     let documents: Vec<Node> = serde_saphyr::from_multiple_with_options(text, options())
         .map_err(|error| {
             let place = error.location().map(place_of).unwrap_or(Place { line: 1, column: 1 });
-            (place, error.without_snippet().to_string())
+            (place, in_our_words(&error))
         })?;
     Ok(documents.into_iter().filter(|node| !matches!(node.value, Value::Null)).collect())
+}
+
+/// The library's message, without its advice to programmers and the place that we tell ourselves.
+fn in_our_words(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let text = text.split(" at line ").next().unwrap_or_default();
+    let text = text.split(", set DuplicateKeyPolicy").next().unwrap_or_default();
+    match text.strip_prefix("duplicate mapping key: ") {
+        Some(key) => format!("duplicate key `{key}`"),
+        None => text.to_owned(),
+    }
 }
 
 fn options() -> Options {

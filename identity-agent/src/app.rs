@@ -1,0 +1,208 @@
+//! Wiring: opens everything, serves, and ends in order.
+
+use std::{sync::Arc, time::SystemTime};
+
+use anyhow::Context as _;
+use postern_harden::Capability;
+use postern_policies::{Options, files::Fingerprint};
+use postern_proto::workload_api::spiffe_workload_api_server::SpiffeWorkloadApiServer;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Duration, MissedTickBehavior, interval},
+};
+use tonic::transport::Server;
+
+use crate::{
+    admin,
+    agent::Agent,
+    attest::{Attestor, Attestors, posture::Posture, unix::Unix},
+    authority::{Authority, Lifetimes, Rotation},
+    caller,
+    config::Config,
+    registry::{Registry, RegistryError},
+    telemetry::{self, Metrics},
+    workload_api::WorkloadApi,
+};
+
+/// Puts up the agent's walls. Called before any other thread is started.
+///
+/// Two capabilities stay: to look at processes of other users (`CAP_SYS_PTRACE`), and to read their
+/// programs (`CAP_DAC_READ_SEARCH`).
+///
+/// # Errors
+/// A wall that cannot be put up; callers do not start.
+pub fn harden() -> anyhow::Result<()> {
+    postern_harden::no_new_privileges()?;
+    postern_harden::not_dumpable()?;
+    postern_harden::no_core_files()?;
+    Ok(())
+}
+
+/// Runs an agent until it is told to end.
+///
+/// # Errors
+/// What keeps it from starting.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::new());
+    let agent = Arc::new(open(&config, metrics.clone())?);
+    let api = caller::bind(&config.workload_api, 0o777)?;
+    let admin_socket = caller::bind(&config.admin, 0o600)?;
+    let health = telemetry::serve(config.health, metrics).await?;
+    // After the sockets and the state are open, before anybody is served.
+    postern_harden::keep_capabilities(&[
+        Capability::CAP_SYS_PTRACE,
+        Capability::CAP_DAC_READ_SEARCH,
+    ])?;
+
+    let mut term = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let stop = async move {
+        tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::info!("ending");
+    };
+    let service = SpiffeWorkloadApiServer::new(WorkloadApi::new(agent.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let serving = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS_OF_CONNECTION)
+        .http2_keepalive_interval(Some(Duration::from_secs(60)))
+        .add_service(service)
+        .serve_with_incoming(caller::incoming(api, MAX_CONNECTIONS));
+
+    tracing::info!(
+        trust_domain = %config.trust_domain,
+        socket = %config.workload_api.display(),
+        workloads = agent.registry.current().workloads().count(),
+        "ready"
+    );
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let ended = tokio::select! {
+        served = serving => served.context("the Workload API ended"),
+        () = admin::serve(admin_socket, agent.clone()) => Ok(()),
+        () = health => Ok(()),
+        () = watch_workloads(agent.clone()) => Ok(()),
+        () = watch_pods(agent.clone()) => Ok(()),
+        () = rotate(agent) => Ok(()),
+        () = socket_vanished(&config) => Err(anyhow::anyhow!(
+            "the socket `{}` was removed from under the agent",
+            config.workload_api.display()
+        )),
+        () = stop => Ok(()),
+    };
+    for socket in [&config.workload_api, &config.admin] {
+        let _ = std::fs::remove_file(socket);
+    }
+    ended
+}
+
+fn open(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Agent> {
+    let lifetimes = Lifetimes { root: config.ca_ttl, svid: config.svid_ttl };
+    let authority =
+        Authority::open(&config.state, config.trust_domain.clone(), lifetimes, SystemTime::now())?;
+    let options = Options::new(config.trust_domain.clone());
+    let registry = Registry::open(config.workloads.clone(), options).map_err(|error| match error {
+        RegistryError::Read(error) => {
+            anyhow::Error::from(error).context("the Workload documents (`workloads.directory`)")
+        }
+        mistakes => anyhow::Error::from(mistakes),
+    })?;
+    let mut attestors: Vec<Box<dyn Attestor>> = Vec::new();
+    if config.attestors.unix {
+        attestors.push(Box::new(Unix::default()));
+    }
+    if config.attestors.posture {
+        attestors.push(Box::new(Posture::new()));
+    }
+    metrics.workloads_current.set(1);
+    let attestors = Attestors::new(attestors);
+    for workload in registry.current().workloads() {
+        for selector in &workload.selectors {
+            if !attestors.knows(selector.kind()) {
+                tracing::warn!(workload = %workload.name, %selector, "no attestor can state this selector");
+            }
+        }
+    }
+    Ok(Agent::new(attestors, registry, authority, metrics, config.reattest))
+}
+
+/// Reads the Workload folder again whenever it looks different.
+async fn watch_workloads(agent: Arc<Agent>) {
+    let mut seen = Fingerprint::of(agent.registry.folder());
+    let mut every = interval(LOOK_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let now = Fingerprint::of(agent.registry.folder());
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        match agent.registry.reload() {
+            Ok(workloads) => {
+                agent.metrics.workloads_current.set(1);
+                tracing::info!(workloads, "workloads in force");
+                agent.announce();
+            }
+            Err(error) => {
+                agent.metrics.workloads_current.set(0);
+                agent.metrics.reloads_failed.inc();
+                tracing::error!(%error, "the Workload documents were refused, the last good ones stay");
+            }
+        }
+    }
+}
+
+/// Looks at every pod that holds an identity, again and again.
+async fn watch_pods(agent: Arc<Agent>) {
+    let mut every = interval(agent.reattest);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let agent = agent.clone();
+        let round = tokio::task::spawn_blocking(move || agent.watch_pods(SystemTime::now()));
+        if round.await.is_err() {
+            tracing::error!("a round of watching the pods failed");
+        }
+    }
+}
+
+/// Looks every few seconds whether a root is to be prepared or let go.
+async fn rotate(agent: Arc<Agent>) {
+    let mut every = interval(Duration::from_secs(10));
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        match agent.authority.rotate(SystemTime::now()) {
+            Ok(Rotation::None) => {}
+            Ok(Rotation::Changed) => {
+                tracing::info!("the roots have changed");
+                agent.renew_lists();
+                agent.announce();
+            }
+            Err(error) => {
+                agent.metrics.state_writes_failed.inc();
+                tracing::error!(%error, "the roots cannot be rotated");
+            }
+        }
+    }
+}
+
+/// Ends when the socket is not where clients look for it any more: a restart mends that.
+async fn socket_vanished(config: &Config) {
+    let own = crate::attest::inode_of(&config.workload_api);
+    let mut every = interval(Duration::from_secs(1));
+    loop {
+        every.tick().await;
+        if crate::attest::inode_of(&config.workload_api) != own {
+            return;
+        }
+    }
+}
+
+/// How soon a changed document is seen.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// No request of the Workload API is larger.
+const MAX_REQUEST_BYTES: usize = 64 << 10;
+
+const MAX_CONNECTIONS: usize = 8_192;
+const MAX_STREAMS_OF_CONNECTION: u32 = 256;

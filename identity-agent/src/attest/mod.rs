@@ -1,0 +1,181 @@
+//! What is true of a process: selectors.
+//!
+//! Each attestor states what it can read. What it cannot read it does not state: an unknown never
+//! counts as a pass. Everything is read while the process is pinned.
+
+pub mod posture;
+pub mod procfs;
+pub mod unix;
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
+
+use postern_spiffe::Selector;
+
+use crate::caller::{PinError, PinnedProcess, ProcFolder};
+use procfs::Status;
+
+/// What was found out about a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attested {
+    /// All that is true of it.
+    pub selectors: BTreeSet<Selector>,
+    /// The pod it belongs to.
+    pub pod: Pod,
+}
+
+/// The processes that share a fate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Pod {
+    /// Those in one network namespace, by its inode number.
+    Network(u64),
+    /// Plain processes in the agent's own network namespace: those of one session.
+    Session(i32),
+}
+
+/// What an attestor may look at.
+#[derive(Debug)]
+pub struct Subject<'a> {
+    /// The process' folder under `/proc`.
+    pub folder: &'a ProcFolder,
+    /// The state of each of its threads, the first one's first. Never empty.
+    pub threads: &'a [Status],
+    /// The state of the process itself.
+    pub status: &'a Status,
+}
+
+/// States what is true of a process.
+pub trait Attestor: std::fmt::Debug + Send + Sync {
+    /// Adds selectors, as texts after the attestor's own type.
+    fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str));
+
+    /// The type of its selectors.
+    fn kind(&self) -> &'static str;
+}
+
+/// All attestors of an agent.
+#[derive(Debug)]
+pub struct Attestors {
+    attestors: Vec<Box<dyn Attestor>>,
+    own_network: Option<u64>,
+}
+
+/// Why a process could not be attested.
+#[derive(Debug, thiserror::Error)]
+pub enum AttestError {
+    /// It cannot be pinned, or ended meanwhile.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// Its state cannot be read, or is not what a kernel writes.
+    #[error("its state under /proc cannot be read")]
+    Unreadable,
+}
+
+impl Attestors {
+    /// These attestors, on this machine.
+    pub fn new(attestors: Vec<Box<dyn Attestor>>) -> Self {
+        let own_network = inode_of(Path::new("/proc/self/ns/net"));
+        Self { attestors, own_network }
+    }
+
+    /// Can any attestor state selectors of this type?
+    pub fn knows(&self, kind: &str) -> bool {
+        self.attestors.iter().any(|attestor| attestor.kind() == kind)
+    }
+
+    /// Finds out all about a process. Blocking: it reads files.
+    ///
+    /// # Errors
+    /// [`AttestError`]; callers give no identity.
+    pub fn attest(&self, process: &PinnedProcess) -> Result<Attested, AttestError> {
+        process.read(|folder| self.look_at(folder))?.ok_or(AttestError::Unreadable)
+    }
+
+    fn look_at(&self, folder: &ProcFolder) -> Option<Attested> {
+        let status = procfs::status(&read_text(&folder.join("status")).ok()?)?;
+        if status.is_zombie {
+            return None;
+        }
+        let threads = threads(folder)?;
+        let subject = Subject { folder, threads: &threads, status: &status };
+        let mut selectors = BTreeSet::new();
+        for attestor in &self.attestors {
+            attestor.attest(&subject, &mut |value| {
+                // A value that makes no selector, such as a path with a newline, cannot be asked
+                // for either.
+                if let Ok(selector) = Selector::parse(&format!("{}:{value}", attestor.kind())) {
+                    selectors.insert(selector);
+                }
+            });
+        }
+        Some(Attested { selectors, pod: self.pod(folder)? })
+    }
+
+    /// The pod of a process.
+    pub fn pod(&self, folder: &ProcFolder) -> Option<Pod> {
+        match inode_of(&folder.join("ns/net")) {
+            Some(inode) if Some(inode) != self.own_network => Some(Pod::Network(inode)),
+            _ => procfs::session(&read_text(&folder.join("stat")).ok()?).map(Pod::Session),
+        }
+    }
+}
+
+/// The state of every thread, read until two readings see the same threads: one that is starting
+/// others must not slip through.
+fn threads(folder: &ProcFolder) -> Option<Vec<Status>> {
+    let mut before = Vec::new();
+    for _ in 0..THREAD_READINGS {
+        let mut names: Vec<String> = fs::read_dir(folder.join("task"))
+            .ok()?
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .take(MAX_THREADS + 1)
+            .collect();
+        if names.len() > MAX_THREADS {
+            return None;
+        }
+        names.sort();
+        let states: Option<Vec<Status>> = names
+            .iter()
+            .map(|name| {
+                let path = folder.join("task").join(name).join("status");
+                procfs::status(&read_text(&path).ok()?)
+            })
+            .collect();
+        if let Some(states) = states
+            && names == before
+            && !states.is_empty()
+        {
+            return Some(states);
+        }
+        before = names;
+    }
+    None
+}
+
+/// Reads a text under `/proc`, up to a bound.
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?.take(MAX_TEXT_BYTES + 1).read_to_string(&mut text)?;
+    if u64::try_from(read).unwrap_or(u64::MAX) > MAX_TEXT_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the text is too long"));
+    }
+    Ok(text)
+}
+
+pub(crate) fn inode_of(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().map(|found| found.ino())
+}
+
+const MAX_TEXT_BYTES: u64 = 256 << 10;
+
+/// More threads than any process that we would vouch for has.
+const MAX_THREADS: usize = 16_384;
+
+/// A set of threads that does not hold still for so many readings is refused.
+const THREAD_READINGS: usize = 8;

@@ -1,0 +1,70 @@
+//! The `posture` attestor: the isolation that a process really has.
+//!
+//! Judged over all threads: a leader that lowers its own rights looks clean while its threads keep
+//! theirs.
+
+use std::path::Path;
+
+use super::{Attestor, Subject, inode_of};
+
+/// States `posture:` selectors.
+#[derive(Debug)]
+pub struct Posture {
+    /// The host's namespaces, by their names under `ns/`.
+    host: Vec<(&'static str, Option<u64>)>,
+}
+
+impl Posture {
+    /// Takes the kernel's own thread as the measure of what is the host's.
+    pub fn new() -> Self {
+        // kthreadd lives in the initial namespaces. Where it cannot be read, as without root, the
+        // agent's own stand in: what differs from them is at least not the agent's.
+        let host = NAMESPACES.map(|name| {
+            let of = |process: &str| inode_of(Path::new(&format!("/proc/{process}/ns/{name}")));
+            (name, of("2").or_else(|| of("self")))
+        });
+        Self { host: host.to_vec() }
+    }
+}
+
+impl Default for Posture {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Attestor for Posture {
+    fn kind(&self) -> &'static str {
+        "posture"
+    }
+
+    fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str)) {
+        let threads = subject.threads;
+        if threads.iter().all(|thread| thread.no_new_privs) {
+            add("no-new-privs");
+        }
+        if threads.iter().all(|thread| thread.seccomp == 2) {
+            add("seccomp:filter");
+        }
+        if threads.iter().all(|thread| thread.capabilities == [0; 5]) {
+            add("caps:none");
+        }
+        if threads.iter().all(|thread| !thread.uids.contains(&0)) {
+            add("nonroot");
+        }
+        let [uid, ..] = subject.status.uids;
+        if threads.iter().all(|thread| thread.uids == [uid; 4]) {
+            add(&format!("uid:{uid}"));
+        }
+        for (name, host) in &self.host {
+            let own = inode_of(&subject.folder.join(&format!("ns/{name}")));
+            if let (Some(own), Some(host)) = (own, host)
+                && own != *host
+            {
+                add(&format!("ns:{name}:own"));
+            }
+        }
+    }
+}
+
+const NAMESPACES: [&str; 7] = ["pid", "net", "mnt", "ipc", "uts", "user", "cgroup"];

@@ -1,0 +1,160 @@
+//! Certificates and lists, made and signed. Pure but for the random numbers.
+
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use postern_spiffe::{SpiffeId, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, RevokedCertParams, SanType, SerialNumber,
+};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use super::state::{Revoked, Root, StateError};
+
+/// An X.509-SVID and its key.
+pub struct Issued {
+    /// The chain in DER, leaf first, one certificate after the other.
+    pub chain: Vec<u8>,
+    /// The leaf's key, PKCS#8 in DER; wiped on drop.
+    pub key: Zeroizing<Vec<u8>>,
+    /// The leaf's serial number.
+    pub serial: Vec<u8>,
+    /// The serial number of the root that signed it.
+    pub issuer: Vec<u8>,
+    /// The last second in which it is valid.
+    pub not_after: SystemTime,
+}
+
+impl std::fmt::Debug for Issued {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Issued")
+            .field("not_after", &self.not_after)
+            .field("key", &"<secret>")
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes a root of the trust domain.
+///
+/// Its subject is its own: verifiers match a revocation list to its issuer by name, so two roots
+/// must not share one. Spec: X509-SVID sections 3 (no path), 4.1 and 4.3.
+pub(super) fn new_root(
+    trust_domain: &TrustDomain,
+    lifetime: Duration,
+    now: SystemTime,
+    active_from: SystemTime,
+) -> Result<Root, StateError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let serial = random_serial()?;
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::OrganizationName, "Postern");
+    subject.push(DnType::CommonName, format!("Root {}", hex(&serial)));
+    let (not_before, not_after) = (now - BACKDATED, now + lifetime);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.not_before = OffsetDateTime::from(not_before);
+    params.not_after = OffsetDateTime::from(not_after);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.subject_alt_names = vec![SanType::URI(trust_domain.id_string().try_into()?)];
+    let certificate = params.self_signed(&key)?.der().to_vec();
+    Root::new(certificate, key, active_from)
+}
+
+/// Makes an SVID. Spec: X509-SVID sections 2, 4.1 to 4.4.
+pub(super) fn svid(
+    root: &Root,
+    id: &SpiffeId,
+    dns_names: &[String],
+    lifetime: Duration,
+    now: SystemTime,
+) -> Result<Issued, StateError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let serial = random_serial()?;
+    let not_after = whole_seconds((now + lifetime).min(root.not_after));
+    let mut params = CertificateParams::default();
+    // Without a subject the name extension becomes critical, as it must.
+    params.distinguished_name = DistinguishedName::new();
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.not_before = OffsetDateTime::from((now - BACKDATED).max(root.not_before));
+    params.not_after = OffsetDateTime::from(not_after);
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.subject_alt_names = vec![SanType::URI(id.as_str().to_owned().try_into()?)];
+    for name in dns_names {
+        params.subject_alt_names.push(SanType::DnsName(name.clone().try_into()?));
+    }
+    let chain = params.signed_by(&key, &issuer(root)?)?.der().to_vec();
+    Ok(Issued {
+        chain,
+        key: Zeroizing::new(key.serialize_der()),
+        serial,
+        issuer: root.serial.clone(),
+        not_after,
+    })
+}
+
+/// Makes a revocation list. Spec: RFC 5280 section 5.
+pub(super) fn revocation_list(
+    root: &Root,
+    revoked: &[&Revoked],
+    number: u64,
+    now: SystemTime,
+) -> Result<Vec<u8>, StateError> {
+    let revoked_certs = revoked
+        .iter()
+        .map(|one| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&one.serial),
+            revocation_time: OffsetDateTime::from(one.at),
+            reason_code: None,
+            invalidity_date: None,
+        })
+        .collect();
+    let params = CertificateRevocationListParams {
+        this_update: OffsetDateTime::from(now - BACKDATED),
+        next_update: OffsetDateTime::from(now + LIST_LIFETIME),
+        crl_number: SerialNumber::from(number),
+        issuing_distribution_point: None,
+        revoked_certs,
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    Ok(params.signed_by(&issuer(root)?)?.der().to_vec())
+}
+
+fn issuer(root: &Root) -> Result<Issuer<'_, &KeyPair>, StateError> {
+    let certificate = rustls_pki_types::CertificateDer::from(root.certificate.as_slice());
+    Ok(Issuer::from_ca_cert_der(&certificate, &root.key)?)
+}
+
+/// 127 random bits: a serial number is positive, and unforeseeable.
+fn random_serial() -> Result<Vec<u8>, StateError> {
+    let mut serial = [0; 16];
+    SystemRandom::new().fill(&mut serial).map_err(|_| StateError::Random)?;
+    let [first, ..] = &mut serial;
+    // Neither a leading zero nor a sign, which DER would shorten or lengthen.
+    *first = (*first & 0x7f) | 0x40;
+    Ok(serial.to_vec())
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Certificates count in seconds.
+fn whole_seconds(time: SystemTime) -> SystemTime {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
+/// Peers' clocks may be this much behind ours.
+const BACKDATED: Duration = Duration::from_secs(10);
+
+/// Lists are pushed on every change; this only bounds one that got lost.
+const LIST_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);

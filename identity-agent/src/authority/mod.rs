@@ -1,0 +1,216 @@
+//! The embedded authority: roots, SVIDs, revocation.
+//!
+//! What to do and when is decided by pure functions that are given the time; the state is replaced
+//! whole, on disk before in memory, so that nothing is handed out that a crash could forget.
+
+mod issue;
+mod state;
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use postern_spiffe::{SpiffeId, TrustDomain};
+
+pub use issue::Issued;
+use state::{Folder, Revoked, Root, State};
+pub use state::StateError;
+
+/// Signs for one trust domain.
+#[derive(Debug)]
+pub struct Authority {
+    trust_domain: TrustDomain,
+    lifetimes: Lifetimes,
+    folder: Folder,
+    state: Mutex<Arc<State>>,
+}
+
+/// How long things live.
+#[derive(Debug, Clone, Copy)]
+pub struct Lifetimes {
+    /// A root.
+    pub root: Duration,
+    /// An SVID whose Workload says nothing else.
+    pub svid: Duration,
+}
+
+/// What happened to the roots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rotation {
+    /// Nothing.
+    None,
+    /// A new root is in the bundle, or an old one has left it.
+    Changed,
+}
+
+impl Authority {
+    /// Opens the state, or begins with a new root where there is none.
+    ///
+    /// # Errors
+    /// [`StateError`]: damaged or foreign state is told and left as it is.
+    pub fn open(
+        folder: &Path,
+        trust_domain: TrustDomain,
+        lifetimes: Lifetimes,
+        now: SystemTime,
+    ) -> Result<Self, StateError> {
+        let folder = Folder::open(folder)?;
+        let state = match folder.read(&trust_domain)? {
+            Some(state) => state,
+            None => {
+                let root = issue::new_root(&trust_domain, lifetimes.root, now, now)?;
+                let state = State { roots: vec![Arc::new(root)], ..State::default() };
+                folder.write(&trust_domain, &state)?;
+                state
+            }
+        };
+        let authority =
+            Self { trust_domain, lifetimes, folder, state: Mutex::new(Arc::new(state)) };
+        authority.rotate(now)?;
+        Ok(authority)
+    }
+
+    /// Whose authority it is.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The lifetime of an SVID whose Workload says nothing.
+    pub fn svid_lifetime(&self) -> Duration {
+        self.lifetimes.svid
+    }
+
+    /// Issues an X.509-SVID with a new key. It lives for `lifetime`, and never longer than its
+    /// root.
+    ///
+    /// # Errors
+    /// [`StateError::Crypto`] when the library refuses; callers give no identity.
+    pub fn issue(
+        &self,
+        id: &SpiffeId,
+        dns_names: &[String],
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, StateError> {
+        let state = self.state();
+        let root = active(&state.roots, now).ok_or(StateError::NoRoot)?;
+        issue::svid(root, id, dns_names, lifetime, now)
+    }
+
+    /// The roots of the trust domain in DER, one after the other: those that sign and those that
+    /// soon will.
+    pub fn bundle(&self) -> Vec<u8> {
+        self.state().roots.iter().flat_map(|root| root.certificate.iter().copied()).collect()
+    }
+
+    /// The revocation lists in DER: one for each root that has something to take back.
+    ///
+    /// # Errors
+    /// [`StateError::Crypto`] when the library refuses.
+    pub fn revocation_lists(&self, now: SystemTime) -> Result<Vec<Vec<u8>>, StateError> {
+        let state = self.state();
+        state
+            .roots
+            .iter()
+            .map(|root| {
+                let revoked: Vec<&Revoked> = state
+                    .revoked
+                    .iter()
+                    .filter(|one| one.issuer == root.serial && one.expires > now)
+                    .collect();
+                if revoked.is_empty() {
+                    return Ok(None);
+                }
+                issue::revocation_list(root, &revoked, state.list_number, now).map(Some)
+            })
+            .filter_map(Result::transpose)
+            .collect()
+    }
+
+    /// Takes SVIDs back, for as long as they would have lived.
+    ///
+    /// # Errors
+    /// [`StateError`] when it cannot be written down; they are revoked in memory all the same.
+    pub fn revoke(&self, svids: &[RevokedSvid], now: SystemTime) -> Result<(), StateError> {
+        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = State::clone(&guard);
+        next.revoked.retain(|one| one.expires > now);
+        for svid in svids {
+            if next.revoked.iter().all(|one| one.serial != svid.serial) {
+                next.revoked.push(Revoked {
+                    serial: svid.serial.clone(),
+                    issuer: svid.issuer.clone(),
+                    at: now,
+                    expires: svid.expires,
+                });
+            }
+        }
+        next.list_number += 1;
+        let written = self.folder.write(&self.trust_domain, &next);
+        *guard = Arc::new(next);
+        written
+    }
+
+    /// Prepares the next root and lets go of expired ones, if it is time.
+    ///
+    /// # Errors
+    /// [`StateError`] when it cannot be written down; nothing changes then, and the next call
+    /// tries again.
+    pub fn rotate(&self, now: SystemTime) -> Result<Rotation, StateError> {
+        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut roots: Vec<Arc<Root>> =
+            guard.roots.iter().filter(|root| root.not_after > now).cloned().collect();
+        if let Some(active_from) = next_root_due(&roots, now) {
+            let root = issue::new_root(&self.trust_domain, self.lifetimes.root, now, active_from)?;
+            roots.push(Arc::new(root));
+        } else if roots.len() == guard.roots.len() {
+            return Ok(Rotation::None);
+        }
+        let next = State { roots, ..State::clone(&guard) };
+        self.folder.write(&self.trust_domain, &next)?;
+        *guard = Arc::new(next);
+        Ok(Rotation::Changed)
+    }
+
+    fn state(&self) -> Arc<State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// An SVID that is to be taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevokedSvid {
+    /// Its serial number.
+    pub serial: Vec<u8>,
+    /// The serial number of the root that signed it.
+    pub issuer: Vec<u8>,
+    /// When it would have ended.
+    pub expires: SystemTime,
+}
+
+/// The root that signs now: of those that may, the one that was given the task last.
+fn active(roots: &[Arc<Root>], now: SystemTime) -> Option<&Root> {
+    roots
+        .iter()
+        .filter(|root| root.active_from <= now && now < root.not_after)
+        .max_by_key(|root| root.active_from)
+        .map(|root| &**root)
+}
+
+/// Is it time for a new root, and from when on shall it sign?
+///
+/// It is made when the active one has lived half of its life, so that every bundle has it long
+/// before anything is signed by it, and signs from the last sixth on. Where no root is left, as
+/// after a long stop, it signs at once.
+fn next_root_due(roots: &[Arc<Root>], now: SystemTime) -> Option<SystemTime> {
+    let Some(root) = active(roots, now) else { return Some(now) };
+    let is_prepared = roots.iter().any(|other| other.active_from > now);
+    let life = root.not_after.duration_since(root.not_before).unwrap_or_default();
+    let is_due = now >= root.not_before + life / 2;
+    (is_due && !is_prepared).then(|| root.not_after - life / 6)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,336 @@
+//! The authority's state on disk: one file, replaced whole.
+//!
+//! Written to a new file, synced, renamed over the old one, the folder synced: after a crash at
+//! any instant there is the old state or the new one. What cannot be read is an error and stays as
+//! it is: a new root in its place would cut every workload off from its peers.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use postern_spiffe::{TrustDomain, X509Bundle};
+use rcgen::KeyPair;
+use rustix::fs::{FlockOperation, flock};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+use zeroize::Zeroizing;
+
+/// Everything the authority must not forget.
+#[derive(Debug, Clone, Default)]
+pub(super) struct State {
+    /// Oldest first.
+    pub(super) roots: Vec<Arc<Root>>,
+    pub(super) revoked: Vec<Revoked>,
+    pub(super) list_number: u64,
+}
+
+/// A root certificate and its key.
+pub(super) struct Root {
+    pub(super) certificate: Vec<u8>,
+    pub(super) key: KeyPair,
+    pub(super) serial: Vec<u8>,
+    pub(super) not_before: SystemTime,
+    pub(super) not_after: SystemTime,
+    /// From when on it signs.
+    pub(super) active_from: SystemTime,
+}
+
+impl Root {
+    pub(super) fn new(
+        certificate: Vec<u8>,
+        key: KeyPair,
+        active_from: SystemTime,
+    ) -> Result<Self, StateError> {
+        let (_, parsed) = X509Certificate::from_der(&certificate)
+            .map_err(|_| StateError::damaged("a root certificate cannot be read"))?;
+        if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
+            return Err(StateError::damaged("a root certificate and its key do not belong together"));
+        }
+        let time = |seconds: i64| {
+            UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+        };
+        Ok(Self {
+            serial: parsed.raw_serial().to_vec(),
+            not_before: time(parsed.validity().not_before.timestamp()),
+            not_after: time(parsed.validity().not_after.timestamp()),
+            key,
+            active_from,
+            certificate,
+        })
+    }
+}
+
+impl std::fmt::Debug for Root {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Root")
+            .field("not_after", &self.not_after)
+            .field("active_from", &self.active_from)
+            .field("key", &"<secret>")
+            .finish_non_exhaustive()
+    }
+}
+
+/// An SVID that was taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Revoked {
+    pub(super) serial: Vec<u8>,
+    pub(super) issuer: Vec<u8>,
+    pub(super) at: SystemTime,
+    pub(super) expires: SystemTime,
+}
+
+/// Why the state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file system refused.
+    #[error("cannot {action} `{path}`: {cause}", path = path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// The system's word.
+        cause: io::Error,
+    },
+    /// Another agent uses the folder.
+    #[error("another agent uses the state in `{}`", .0.display())]
+    InUse(PathBuf),
+    /// The file is not what this program wrote.
+    #[error(
+        "the state is damaged ({0}); it was left as it is: restore it from a backup, or move it \
+         away to begin with a new root, which every peer must then learn"
+    )]
+    Damaged(String),
+    /// The state belongs to another trust domain.
+    #[error("the state is that of trust domain `{found}`, and the configuration says `{wanted}`")]
+    OtherTrustDomain {
+        /// In the file.
+        found: String,
+        /// In the configuration.
+        wanted: TrustDomain,
+    },
+    /// There is no root that may sign now.
+    #[error("there is no root that may sign now")]
+    NoRoot,
+    /// A certificate could not be made.
+    #[error("cannot make a certificate: {0}")]
+    Crypto(#[from] rcgen::Error),
+    /// There are no random numbers.
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+impl StateError {
+    fn damaged(why: impl Into<String>) -> Self {
+        Self::Damaged(why.into())
+    }
+}
+
+/// The folder, locked for this process.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    /// Held open: the lock is the file's.
+    _lock: File,
+}
+
+impl Folder {
+    /// Makes the folder if need be, for its owner alone, and locks it.
+    pub(super) fn open(path: &Path) -> Result<Self, StateError> {
+        let failed = |action| {
+            move |cause| StateError::Io { action, path: path.to_owned(), cause }
+        };
+        fs::create_dir_all(path).map_err(failed("make the folder"))?;
+        let found = fs::metadata(path).map_err(failed("look at"))?;
+        if found.mode() & 0o077 != 0 {
+            if found.uid() != rustix::process::geteuid().as_raw() {
+                let cause = io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    "others can enter it and it is not ours to close; `chmod 700` it",
+                );
+                return Err(failed("trust")(cause));
+            }
+            fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("close"))?;
+        }
+        let lock = options().open(path.join(LOCK)).map_err(failed("lock"))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| StateError::InUse(path.to_owned()))?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Reads the state, if there is any.
+    pub(super) fn read(&self, trust_domain: &TrustDomain) -> Result<Option<State>, StateError> {
+        let path = self.path.join(FILE);
+        let failed =
+            |action| move |cause| StateError::Io { action, path: self.path.join(FILE), cause };
+        let mut file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            found => found.map_err(failed("open"))?,
+        };
+        if file.metadata().map_err(failed("look at"))?.mode() & 0o077 != 0 {
+            file.set_permissions(Permissions::from_mode(0o600)).map_err(failed("close"))?;
+            tracing::warn!(path = %path.display(), "the state could be read by others; now it cannot");
+        }
+        let mut text = Zeroizing::new(String::new());
+        file.read_to_string(&mut text).map_err(failed("read"))?;
+        let written: Written = serde_json::from_str(&text)
+            .map_err(|error| StateError::damaged(format!("line {}", error.line())))?;
+        written.meaning(trust_domain).map(Some)
+    }
+
+    /// Replaces the state.
+    pub(super) fn write(&self, trust_domain: &TrustDomain, state: &State) -> Result<(), StateError> {
+        let (path, fresh) = (self.path.join(FILE), self.path.join(FRESH));
+        let failed = |action| {
+            let path = path.clone();
+            move |cause| StateError::Io { action, path, cause }
+        };
+        let text = Zeroizing::new(
+            serde_json::to_vec_pretty(&Written::of(trust_domain, state))
+                .map_err(|error| StateError::damaged(error.to_string()))?,
+        );
+        let mut file = options().truncate(true).open(&fresh).map_err(failed("write"))?;
+        file.write_all(&text).map_err(failed("write"))?;
+        file.sync_all().map_err(failed("sync"))?;
+        fs::rename(&fresh, &path).map_err(failed("replace"))?;
+        File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(failed("sync"))
+    }
+}
+
+/// For the owner alone, whatever the umask says.
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).mode(0o600);
+    options
+}
+
+/// The state as it stands in the file.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Written {
+    version: u32,
+    trust_domain: String,
+    roots: Vec<WrittenRoot>,
+    revoked: Vec<WrittenRevoked>,
+    list_number: u64,
+}
+
+/// Certificate and key in base64 of DER; the time in seconds since 1970.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WrittenRoot {
+    certificate: String,
+    key: Zeroizing<String>,
+    active_from: u64,
+}
+
+/// Serial numbers in base64; times in seconds since 1970.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WrittenRevoked {
+    serial: String,
+    issuer: String,
+    at: u64,
+    expires: u64,
+}
+
+impl Written {
+    fn of(trust_domain: &TrustDomain, state: &State) -> Self {
+        Self {
+            version: VERSION,
+            trust_domain: trust_domain.to_string(),
+            roots: state
+                .roots
+                .iter()
+                .map(|root| WrittenRoot {
+                    certificate: BASE64_STANDARD.encode(&root.certificate),
+                    key: Zeroizing::new(
+                        BASE64_STANDARD.encode(Zeroizing::new(root.key.serialize_der()).as_slice()),
+                    ),
+                    active_from: seconds(root.active_from),
+                })
+                .collect(),
+            revoked: state
+                .revoked
+                .iter()
+                .map(|one| WrittenRevoked {
+                    serial: BASE64_STANDARD.encode(&one.serial),
+                    issuer: BASE64_STANDARD.encode(&one.issuer),
+                    at: seconds(one.at),
+                    expires: seconds(one.expires),
+                })
+                .collect(),
+            list_number: state.list_number,
+        }
+    }
+
+    fn meaning(self, wanted: &TrustDomain) -> Result<State, StateError> {
+        if self.version != VERSION {
+            return Err(StateError::damaged(format!(
+                "it has version {}, and this program knows version {VERSION}",
+                self.version
+            )));
+        }
+        if self.trust_domain != wanted.as_str() {
+            let (found, wanted) = (self.trust_domain, wanted.clone());
+            return Err(StateError::OtherTrustDomain { found, wanted });
+        }
+        let roots: Vec<Arc<Root>> =
+            self.roots.into_iter().map(|root| root.meaning().map(Arc::new)).collect::<Result<_, _>>()?;
+        let certificates =
+            roots.iter().map(|root| CertificateDer::from(root.certificate.clone())).collect();
+        X509Bundle::new(wanted.clone(), certificates)
+            .map_err(|error| StateError::damaged(error.to_string()))?;
+        let revoked = self.revoked.into_iter().map(WrittenRevoked::meaning);
+        Ok(State {
+            roots,
+            revoked: revoked.collect::<Result<_, _>>()?,
+            list_number: self.list_number,
+        })
+    }
+}
+
+impl WrittenRoot {
+    fn meaning(self) -> Result<Root, StateError> {
+        let key = Zeroizing::new(decode(&self.key)?);
+        let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(key.as_slice()))
+            .map_err(|_| StateError::damaged("a root's key cannot be read"))?;
+        Root::new(decode(&self.certificate)?, key, time(self.active_from))
+    }
+}
+
+impl WrittenRevoked {
+    fn meaning(self) -> Result<Revoked, StateError> {
+        Ok(Revoked {
+            serial: decode(&self.serial)?,
+            issuer: decode(&self.issuer)?,
+            at: time(self.at),
+            expires: time(self.expires),
+        })
+    }
+}
+
+fn decode(text: &str) -> Result<Vec<u8>, StateError> {
+    BASE64_STANDARD.decode(text).map_err(|_| StateError::damaged("a value is no base64"))
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn time(seconds: u64) -> SystemTime {
+    // What does not fit any clock is as good as never.
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH)
+}
+
+const FILE: &str = "authority.json";
+const FRESH: &str = "authority.json.new";
+const LOCK: &str = "lock";
+const VERSION: u32 = 1;

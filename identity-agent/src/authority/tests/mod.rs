@@ -1,0 +1,186 @@
+//! The authority: what it issues, when it rotates, and what it does with damaged state.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    time::{Duration, SystemTime},
+};
+
+use postern_spiffe::{
+    BundleSet, PeerRefused, PeerRole, RevocationLists, SpiffeId, TrustDomain, VerifiedPeer,
+    X509Bundle, verify_peer, x509_svid::split_der,
+};
+use tempfile::TempDir;
+
+use super::{Authority, Issued, Lifetimes, RevokedSvid, Rotation, StateError};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn domain() -> TrustDomain {
+    TrustDomain::parse("example.org").unwrap()
+}
+
+fn open(folder: &TempDir, now: SystemTime) -> Result<Authority, StateError> {
+    let lifetimes = Lifetimes { root: 24 * HOUR, svid: HOUR };
+    Authority::open(&folder.path().join("state"), domain(), lifetimes, now)
+}
+
+fn issue(authority: &Authority, now: SystemTime) -> Issued {
+    let id = SpiffeId::parse("spiffe://example.org/app").unwrap();
+    authority.issue(&id, &["app.test".into()], HOUR, now).unwrap()
+}
+
+fn verify(
+    authority: &Authority,
+    issued: &Issued,
+    now: SystemTime,
+) -> Result<VerifiedPeer, PeerRefused> {
+    let bundle = X509Bundle::from_der_run(domain(), &authority.bundle()).unwrap();
+    let lists = authority.revocation_lists(now).unwrap();
+    verify_peer(
+        &split_der(&issued.chain).unwrap(),
+        &BundleSet::from_iter([bundle]),
+        &RevocationLists::from_der(lists.iter().map(Vec::as_slice)).unwrap(),
+        PeerRole::Client,
+        now,
+    )
+}
+
+#[test]
+fn what_is_issued_verifies_until_it_ends() {
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    let authority = open(&folder, now).unwrap();
+    let issued = issue(&authority, now);
+    assert_eq!(verify(&authority, &issued, now).unwrap().id().path(), "/app");
+    let end = issued.not_after;
+    assert!(verify(&authority, &issued, end).is_ok());
+    let after = end + Duration::from_secs(1);
+    assert_eq!(verify(&authority, &issued, after), Err(PeerRefused::Expired));
+}
+
+#[test]
+fn what_is_revoked_does_not_verify_and_its_twin_does() {
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    let authority = open(&folder, now).unwrap();
+    let (bad, good) = (issue(&authority, now), issue(&authority, now));
+    let svid = RevokedSvid {
+        serial: bad.serial.clone(),
+        issuer: bad.issuer.clone(),
+        expires: bad.not_after,
+    };
+    authority.revoke(&[svid], now).unwrap();
+    assert_eq!(verify(&authority, &bad, now), Err(PeerRefused::Revoked));
+    assert!(verify(&authority, &good, now).is_ok());
+
+    drop(authority);
+    let authority = open(&folder, now).unwrap();
+    assert_eq!(verify(&authority, &bad, now), Err(PeerRefused::Revoked), "after a restart");
+}
+
+#[test]
+fn no_svid_outlives_its_root() {
+    // FAULTS 38
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    let lifetimes = Lifetimes { root: 2 * HOUR, svid: HOUR };
+    let path = folder.path().join("state");
+    let authority = Authority::open(&path, domain(), lifetimes, now).unwrap();
+    let id = SpiffeId::parse("spiffe://example.org/app").unwrap();
+    let issued = authority.issue(&id, &[], 24 * HOUR, now).unwrap();
+    assert!(issued.not_after <= now + 2 * HOUR);
+}
+
+#[test]
+fn the_next_root_is_in_every_bundle_long_before_it_signs() {
+    // FAULTS 40
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    let authority = open(&folder, now).unwrap();
+    let first = issue(&authority, now);
+    assert_eq!(authority.rotate(now + 11 * HOUR).unwrap(), Rotation::None);
+    assert_eq!(authority.rotate(now + 13 * HOUR).unwrap(), Rotation::Changed);
+    assert_eq!(split_der(&authority.bundle()).unwrap().len(), 2, "prepared");
+    assert_eq!(authority.rotate(now + 14 * HOUR).unwrap(), Rotation::None, "only one is prepared");
+    assert_eq!(issue(&authority, now + 14 * HOUR).issuer, first.issuer, "the old one signs");
+
+    let late = now + 21 * HOUR;
+    let second = issue(&authority, late);
+    assert_ne!(second.issuer, first.issuer, "the new one signs");
+    assert!(verify(&authority, &second, late).is_ok());
+
+    assert_eq!(authority.rotate(now + 25 * HOUR).unwrap(), Rotation::Changed);
+    assert_eq!(split_der(&authority.bundle()).unwrap().len(), 1, "the old one is gone");
+}
+
+#[test]
+fn a_stop_beyond_the_end_of_the_root_begins_a_new_one() {
+    // FAULTS 39
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    drop(open(&folder, now).unwrap());
+    let later = now + 48 * HOUR;
+    let authority = open(&folder, later).unwrap();
+    let issued = issue(&authority, later);
+    assert!(verify(&authority, &issued, later).is_ok());
+}
+
+#[test]
+fn the_root_survives_a_restart() {
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    let bundle = open(&folder, now).unwrap().bundle();
+    assert_eq!(open(&folder, now).unwrap().bundle(), bundle);
+}
+
+#[test]
+fn keys_are_for_their_owner_alone() {
+    // FAULTS 32
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    drop(open(&folder, now).unwrap());
+    let state = folder.path().join("state");
+    let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&state), 0o700);
+    assert_eq!(mode(&state.join("authority.json")), 0o600);
+
+    fs::set_permissions(state.join("authority.json"), fs::Permissions::from_mode(0o644)).unwrap();
+    drop(open(&folder, now).unwrap());
+    assert_eq!(mode(&state.join("authority.json")), 0o600, "repaired");
+}
+
+#[test]
+fn a_second_agent_on_the_same_state_is_refused() {
+    // FAULTS 22
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    let first = open(&folder, now).unwrap();
+    assert!(matches!(open(&folder, now), Err(StateError::InUse(_))));
+    drop(first);
+    assert!(open(&folder, now).is_ok());
+}
+
+#[test]
+fn damaged_state_is_refused_and_left_as_it_is() {
+    // FAULTS 35
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    drop(open(&folder, now).unwrap());
+    let path = folder.path().join("state/authority.json");
+    let good = fs::read_to_string(&path).unwrap();
+    let half = good.get(..good.len() / 2).unwrap().to_owned();
+    let (other_folder, other) = (TempDir::new().unwrap(), SystemTime::now());
+    drop(open(&other_folder, other).unwrap());
+    let foreign = fs::read_to_string(other_folder.path().join("state/authority.json")).unwrap();
+    let key = |text: &str| {
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        value["roots"][0]["key"].as_str().unwrap().to_owned()
+    };
+    for bad in [
+        String::new(),
+        half,
+        "not json".into(),
+        good.replace("\"version\": 1", "\"version\": 2"),
+        good.replace("\"version\": 1", "\"version\": 0"),
+        good.replace(&key(&good), &key(&foreign)),
+        good.replace(&key(&good), "AAAA"),
+    ] {
+        fs::write(&path, &bad).unwrap();
+        assert!(matches!(open(&folder, now), Err(StateError::Damaged(_))), "{bad:.60}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), bad, "it was left as it is");
+    }
+    fs::write(&path, good.replace("example.org", "example.net")).unwrap();
+    assert!(matches!(open(&folder, now), Err(StateError::OtherTrustDomain { .. })));
+}

@@ -1,0 +1,159 @@
+//! The Unix socket: where it may lie, and the connections it yields.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::unix::{
+        fs::{FileTypeExt as _, PermissionsExt as _},
+        net::UnixStream as StdUnixStream,
+    },
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use anyhow::{Context as _, bail};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_stream::Stream;
+use tonic::transport::server::Connected;
+
+use super::{PinError, PinnedProcess};
+
+/// Binds a socket.
+///
+/// A socket that is left over is removed only when nobody serves it. Anything else in its place is
+/// somebody's, and is not touched.
+///
+/// # Errors
+/// What is in the way, and what to do about it.
+pub fn bind(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
+    let folder = path.parent().context("a socket needs a folder")?;
+    fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
+    let folder_mode = fs::metadata(folder)?.permissions().mode();
+    // In a sticky folder nobody else may rename or remove what is ours.
+    if folder_mode & 0o022 != 0 && folder_mode & 0o1000 == 0 {
+        bail!(
+            "the folder `{}` can be written by others, who could replace the socket; \
+             `chmod go-w` it",
+            folder.display()
+        );
+    }
+    clear(path)?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot bind `{}`", path.display()))?;
+    fs::set_permissions(path, Permissions::from_mode(mode))
+        .with_context(|| format!("cannot set the mode of `{}`", path.display()))?;
+    Ok(listener)
+}
+
+fn clear(path: &Path) -> anyhow::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.with_context(|| format!("cannot look at `{}`", path.display()))?,
+    };
+    if !found.file_type().is_socket() {
+        bail!("`{}` exists and is no socket; move it away", path.display());
+    }
+    match StdUnixStream::connect(path) {
+        Ok(_) => bail!("somebody serves `{}` already; is another agent running?", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .with_context(|| format!("cannot remove the old socket `{}`", path.display())),
+        Err(error) => Err(error).with_context(|| format!("cannot ask who serves `{}`", path.display())),
+    }
+}
+
+/// The connections of a socket, at most `limit` at once: further ones wait in the kernel's queue.
+pub fn incoming(
+    listener: UnixListener,
+    limit: usize,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let free = Arc::new(Semaphore::new(limit));
+    futures_util::stream::unfold((listener, free), |(listener, free)| async move {
+        let permit = free.clone().acquire_owned().await.ok()?;
+        let connection = loop {
+            match listener.accept().await {
+                Ok((stream, _)) => break Connection::new(stream, permit),
+                // One connection's trouble, or a lack of descriptors: never the end of the loop.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            }
+        };
+        Some((Ok(connection), (listener, free)))
+    })
+}
+
+/// A connection, and the process that opened it.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    caller: Caller,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// The process that opened a connection, or why it could not be pinned.
+#[derive(Debug, Clone)]
+pub struct Caller(pub Arc<Result<Arc<PinnedProcess>, PinError>>);
+
+impl Connection {
+    fn new(stream: UnixStream, permit: OwnedSemaphorePermit) -> Self {
+        // Pinned at once: the longer we waited, the more could have happened.
+        let caller = Caller(Arc::new(PinnedProcess::at(&stream).map(Arc::new)));
+        Self { stream, caller, _permit: permit }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

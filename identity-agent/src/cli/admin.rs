@@ -1,0 +1,123 @@
+//! Commands over the admin socket.
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::{client::ask_admin, socket_path};
+
+/// Workloads, over the admin socket
+#[derive(Debug, Subcommand)]
+pub(super) enum Workload {
+    /// Lists the Workloads
+    List(Asking),
+    /// Shows one Workload
+    Show {
+        /// `namespace/name`
+        name: String,
+        #[command(flatten)]
+        asking: Asking,
+    },
+}
+
+/// The trust bundle, over the admin socket
+#[derive(Debug, Subcommand)]
+pub(super) enum Bundle {
+    /// Shows the bundle
+    Show(Asking),
+}
+
+/// Deviations from baselines, over the admin socket
+#[derive(Debug, Subcommand)]
+pub(super) enum Drift {
+    /// Lists the deviations
+    List(Asking),
+}
+
+/// How to ask, and how to show.
+#[derive(Debug, Args)]
+pub(super) struct Asking {
+    /// The admin socket: a path or a `unix://` address
+    #[arg(
+        long,
+        visible_alias = "socketPath",
+        value_name = "PATH",
+        default_value = "/run/postern/admin/admin.sock"
+    )]
+    socket_path: String,
+
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
+impl Asking {
+    async fn ask(&self, what: &str) -> anyhow::Result<Value> {
+        ask_admin(&socket_path(&self.socket_path)?, what).await
+    }
+
+    /// JSON as it came, or a line for each item with these members.
+    fn show(&self, value: &Value, members: &[&str]) {
+        if self.json {
+            anstream::println!("{value}");
+            return;
+        }
+        let items = match value {
+            Value::Array(items) => items.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        for item in items {
+            let columns: Vec<String> =
+                members.iter().map(|name| text(item.get(name).unwrap_or(&Value::Null))).collect();
+            anstream::println!("{}", columns.join("\t"));
+        }
+    }
+}
+
+impl Workload {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::List(asking) => {
+                asking.show(&asking.ask("/workloads").await?, &["name", "spiffeID", "selectors"]);
+                Ok(())
+            }
+            Self::Show { name, asking } => {
+                let all = asking.ask("/workloads").await?;
+                let items = all.as_array().map(Vec::as_slice).unwrap_or_default();
+                let Some(one) = items.iter().find(|item| item["name"] == name.as_str()) else {
+                    bail!("there is no Workload `{name}`");
+                };
+                asking.show(one, &["name", "spiffeID", "selectors", "labels", "addresses"]);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Bundle {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let Self::Show(asking) = self;
+        asking.show(&asking.ask("/bundle").await?, &["trustDomain", "x509"]);
+        Ok(())
+    }
+}
+
+impl Drift {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let Self::List(asking) = self;
+        asking.show(
+            &asking.ask("/drift").await?,
+            &["time", "workload", "kind", "what", "pid", "answer", "count"],
+        );
+        Ok(())
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(" "),
+        Value::Null => "-".into(),
+        other => other.to_string(),
+    }
+}

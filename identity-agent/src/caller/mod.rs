@@ -102,9 +102,14 @@ impl PinnedProcess {
     ///
     /// # Errors
     /// The system's own, when the wait cannot be set up.
+    #[expect(
+        deprecated,
+        reason = "its successor is unsafe for types that may change their descriptor; an `OwnedFd` \
+                  that nobody else touches does not"
+    )]
     pub async fn ended(self: Arc<Self>) -> io::Result<()> {
         let handle = self.handle.try_clone()?;
-        AsyncFd::register(handle)?.readable().await.map(|_| ())
+        AsyncFd::new(handle)?.readable().await.map(|_| ())
     }
 }
 

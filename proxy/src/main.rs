@@ -1,2 +1,134 @@
-//! Placeholder.
-fn main() {}
+//! `postern-proxy`: the sidecar and its command line.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use postern_proto::ENDPOINT_VARIABLE;
+use postern_proxy::{app, config::Config, telemetry};
+
+/// Gives memory back after a burst, which the C library's allocator does not.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Stands in front of a workload: strict mutual TLS, default deny, method and path authorization.
+#[derive(Debug, Parser)]
+#[command(name = "postern-proxy", version, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the proxy
+    Run {
+        /// The configuration file
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Tells whether a proxy is ready
+    Healthcheck {
+        /// Where its metrics listener is
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
+        address: SocketAddr,
+    },
+    /// Prints completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Run { config } => return serve(&config),
+        Command::Healthcheck { address } => healthcheck(address),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "postern-proxy", &mut script);
+            std::io::stdout().write_all(&script).map_err(Into::into)
+        }
+    };
+    finish(&outcome)
+}
+
+fn finish(outcome: &anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&format!("postern-proxy: {error:#}"), 1),
+    }
+}
+
+fn serve(path: &Path) -> ExitCode {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) => {
+            let problem = format!("postern-proxy: cannot read `{}`: {error}", path.display());
+            return complain(&problem, BAD_CONFIGURATION);
+        }
+    };
+    let endpoint = std::env::var(ENDPOINT_VARIABLE).ok();
+    let config = match Config::read(path, &text, endpoint.as_deref()) {
+        Ok(config) => config,
+        Err(found) => {
+            let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
+            return complain(&lines.join("\n"), BAD_CONFIGURATION);
+        }
+    };
+    telemetry::start_log();
+    // One thread carries the traffic; files are read on another.
+    let outcome = app::harden(&config).and_then(|()| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(2)
+            .build()
+            .context("cannot start the runtime")?
+            .block_on(app::run(config))
+    });
+    if let Err(error) = &outcome {
+        tracing::error!(error = format!("{error:#}"), "the proxy ends");
+    }
+    finish(&outcome)
+}
+
+/// Asks `/healthz/ready`, without any other program: an image may hold none.
+fn healthcheck(address: SocketAddr) -> anyhow::Result<()> {
+    let limit = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&address, limit)
+        .with_context(|| format!("cannot reach the proxy at {address}"))?;
+    stream.set_read_timeout(Some(limit))?;
+    stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.take(64 << 10).read_to_string(&mut answer).context("no answer in time")?;
+    if answer.starts_with("HTTP/1.1 200 ") {
+        return Ok(());
+    }
+    let body = answer.split_once("\r\n\r\n").map_or("no answer", |(_, body)| body);
+    bail!("{}", body.trim())
+}
+
+fn complain(text: &str, code: u8) -> ExitCode {
+    // With standard error gone there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "{text}");
+    ExitCode::from(code)
+}
+
+/// The exit code of a configuration that cannot be used.
+const BAD_CONFIGURATION: u8 = 64;
+
+const EXAMPLES: &str = "\
+Examples:
+  postern-proxy run --config proxy.yaml
+  postern-proxy healthcheck --address 127.0.0.1:15020
+
+Exit codes: 0 yes, 1 no or failed, 2 wrong use, 64 bad configuration";

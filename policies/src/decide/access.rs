@@ -93,7 +93,7 @@ pub struct HttpRequest<'a> {
 }
 
 /// Looks up header fields, whatever type holds them.
-pub trait Headers: std::fmt::Debug {
+pub trait Headers: std::fmt::Debug + Sync {
     /// Calls `each` with every value of the field `name` (lower case), in order. A value that is
     /// not text arrives as the bytes it has.
     fn values(&self, name: &str, each: &mut dyn FnMut(&[u8]));

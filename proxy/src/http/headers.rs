@@ -1,0 +1,213 @@
+//! Header fields: what is taken away, and what is set.
+//!
+//! Nothing of a request tells who sent it. Fields in which an app would look for that are stripped
+//! in every spelling, and set from the handshake alone.
+
+use aws_lc_rs::{
+    digest,
+    rand::{SecureRandom as _, SystemRandom},
+};
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONNECTION, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+};
+use postern_policies::decide::Headers;
+use postern_spiffe::{SpiffeId, VerifiedPeer};
+use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+/// Strips what belongs to one connection alone, and what its `Connection` field names.
+/// Spec: RFC 9110 section 7.6.1.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| *name != HOST)
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [CONNECTION, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+    for name in ["keep-alive", "proxy-connection", "http2-settings"] {
+        headers.remove(name);
+    }
+    // gRPC says with it that it can take trailers; nothing else may pass.
+    let wants_trailers = headers.get_all(TE).iter().any(|value| value == "trailers");
+    headers.remove(TE);
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Strips every field in which an app could look for an identity.
+pub(crate) fn strip_identity(headers: &mut HeaderMap) {
+    let spoofable: Vec<HeaderName> =
+        headers.keys().filter(|name| is_identity(name.as_str())).cloned().collect();
+    for name in spoofable {
+        headers.remove(name);
+    }
+}
+
+/// Names come in lower case; some apps take `_` for `-`.
+fn is_identity(name: &str) -> bool {
+    let name = name.replace('_', "-");
+    matches!(name.as_str(), "x-forwarded-client-cert" | "x-spiffe-id" | "x-client-identity")
+        || name.starts_with("x-postern-")
+}
+
+/// What an app is told about a verified caller, in Envoy's format.
+pub(crate) fn forwarded_client_cert(
+    own: &SpiffeId,
+    peer: &VerifiedPeer,
+    leaf: &CertificateDer<'_>,
+) -> Option<HeaderValue> {
+    let hash = digest::digest(&digest::SHA256, leaf);
+    let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
+    let subject = parsed.subject().to_string().replace('\\', "\\\\").replace('"', "\\\"");
+    let mut text = format!("By={own};Hash={hash};Subject=\"{subject}\";URI={}", peer.id());
+    let names = parsed.subject_alternative_name().ok().flatten();
+    for name in names.iter().flat_map(|names| &names.value.general_names) {
+        // Only what cannot break the format: these come from a certificate that we trust, and yet.
+        if let GeneralName::DNSName(name) = name
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '*'))
+        {
+            text.push_str(&format!(";DNS={name}"));
+        }
+    }
+    HeaderValue::try_from(text).ok()
+}
+
+/// The id of a request: the one that it has, if it is sane, else a new one.
+pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
+    let sane = |value: &&HeaderValue| {
+        let bytes = value.as_bytes();
+        !bytes.is_empty()
+            && bytes.len() <= 64
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
+    };
+    let mut given = headers.get_all(REQUEST_ID).iter();
+    let id = match (given.next().filter(sane), given.next()) {
+        (Some(id), None) => id.clone(),
+        _ => new_id(),
+    };
+    headers.insert(REQUEST_ID, id.clone());
+    id
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn new_id() -> HeaderValue {
+    let mut bytes = [0; 16];
+    // Without randomness an id is only less useful, not less safe.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    let number = (u128::from_be_bytes(bytes) & !(0xf << 76) | (4 << 76)) & !(0b11 << 62) | (0b10 << 62);
+    let hex = format!("{number:032x}");
+    let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)];
+    let text: Vec<&str> = parts.iter().filter_map(|&(from, to)| hex.get(from..to)).collect();
+    HeaderValue::try_from(text.join("-")).unwrap_or(HeaderValue::from_static("0"))
+}
+
+/// Gives a request a trace context if it has none. Spec: W3C Trace Context section 3.2.
+pub(crate) fn trace(headers: &mut HeaderMap) {
+    if headers.contains_key(TRACEPARENT) {
+        return;
+    }
+    let mut bytes = [0; 24];
+    if SystemRandom::new().fill(&mut bytes).is_err() {
+        return;
+    }
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    if let (Some(trace), Some(span)) = (hex.get(..32), hex.get(32..))
+        && let Ok(value) = HeaderValue::try_from(format!("00-{trace}-{span}-00"))
+    {
+        headers.insert(TRACEPARENT, value);
+    }
+}
+
+/// Header fields, as policies look at them.
+#[derive(Debug)]
+pub(crate) struct Fields<'h>(pub(crate) &'h HeaderMap);
+
+impl Headers for Fields<'_> {
+    fn values(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
+        self.0.get_all(name).iter().for_each(|value| each(value.as_bytes()));
+    }
+}
+
+pub(crate) const FORWARDED_CLIENT_CERT: HeaderName =
+    HeaderName::from_static("x-forwarded-client-cert");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REASON: HeaderName = HeaderName::from_static("x-postern-reason");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderName, HeaderValue};
+
+    use super::{request_id, strip_hop_by_hop, strip_identity};
+
+    fn map(fields: &[(&str, &str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, value)| {
+                (name.parse::<HeaderName>().unwrap(), HeaderValue::try_from(*value).unwrap())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn identity_fields_are_stripped_in_every_spelling() {
+        // FAULTS 114
+        let mut headers = map(&[
+            ("X-Forwarded-Client-Cert", "a"),
+            ("x_forwarded_client_cert", "b"),
+            ("X-SPIFFE-ID", "c"),
+            ("x-client_identity", "d"),
+            ("x-postern-reason", "e"),
+            ("X_Postern_Anything", "f"),
+            ("x-poster", "stays"),
+            ("x-forwarded-for", "stays"),
+        ]);
+        strip_identity(&mut headers);
+        assert_eq!(headers.len(), 2, "{headers:?}");
+        assert!(headers.values().all(|value| value == "stays"));
+    }
+
+    #[test]
+    fn hop_by_hop_fields_and_those_they_name_are_stripped_but_never_the_host() {
+        let mut headers = map(&[
+            ("connection", "close, X-Gone, host"),
+            ("x-gone", "a"),
+            ("keep-alive", "b"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("te", "trailers, deflate"),
+            ("te", "trailers"),
+            ("host", "stays"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("host", "stays"), ("te", "trailers")]));
+    }
+
+    #[test]
+    fn a_request_keeps_a_sane_id_and_no_other() {
+        assert_eq!(request_id(&mut map(&[("x-request-id", "abc-1")])), "abc-1");
+        for bad in [
+            map(&[]),
+            map(&[("x-request-id", "")]),
+            map(&[("x-request-id", "a b")]),
+            map(&[("x-request-id", &"a".repeat(65))]),
+            map(&[("x-request-id", "a"), ("x-request-id", "b")]),
+        ] {
+            let mut headers = bad.clone();
+            let id = request_id(&mut headers);
+            assert_eq!(id.len(), 36, "{bad:?}");
+            assert_eq!(headers.get_all("x-request-id").iter().collect::<Vec<_>>(), [&id]);
+        }
+    }
+}

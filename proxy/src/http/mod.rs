@@ -1,0 +1,7 @@
+//! What a request may look like, and what becomes of it.
+
+pub(crate) mod body;
+pub(crate) mod headers;
+pub(crate) mod normalize;
+pub(crate) mod pool;
+pub(crate) mod serve;

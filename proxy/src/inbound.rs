@@ -1,0 +1,448 @@
+//! The road in: accept → who is it → may it connect → what is spoken → may it ask this → the app.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use postern_policies::{
+    MtlsMode, PolicySet,
+    decide::{Direction, HttpRequest, Verdict},
+};
+use postern_spiffe::PeerRole;
+use rustls_pki_types::CertificateDer;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::{
+    access_log::Record,
+    app::Proxy,
+    config::{Forward, Protocol},
+    connections::Facts,
+    detect::{Spoken, detect},
+    http::{
+        body::Answered,
+        headers::{self, FORWARDED_CLIENT_CERT, REASON, REQUEST_ID},
+        pool::{Connected, Upstream, UpstreamError},
+        serve::{Clean, clean, own_answer, refuse_malformed, serve},
+    },
+    listener, relay,
+    telemetry::{AnswerLabels, RefusalLabels},
+    tls::{Identity, Offer},
+};
+
+/// One connection, from accept to end.
+pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: SocketAddr) {
+    let began = Instant::now();
+    let facts = match facts(&proxy, &stream, from) {
+        Ok(facts) => facts,
+        Err(error) => {
+            tracing::warn!(src.addr = %from, %error, "a connection has no destination");
+            return;
+        }
+    };
+    if let Err(refusal) = road(&proxy, stream, facts.clone(), began).await {
+        let labels = RefusalLabels { direction: "inbound", reason: refusal.label };
+        proxy.metrics.refused.get_or_create(&labels).inc();
+        let record = refusal.record.map_or_else(
+            || Record::of(&facts).refused(refusal.stage, refusal.reason),
+            |record| *record,
+        );
+        proxy.access_log.write(&record.since(began));
+    }
+}
+
+/// A connection that is refused: closed without a word, and told to the log.
+struct Refusal {
+    label: &'static str,
+    stage: &'static str,
+    reason: String,
+    record: Option<Box<Record>>,
+}
+
+impl Refusal {
+    fn new(label: &'static str, stage: &'static str, reason: impl Into<String>) -> Self {
+        Self { label, stage, reason: reason.into(), record: None }
+    }
+
+    fn decided(label: &'static str, record: Record) -> Self {
+        Self { label, stage: "", reason: String::new(), record: Some(Box::new(record)) }
+    }
+}
+
+async fn road(
+    proxy: &Arc<Proxy>,
+    stream: TcpStream,
+    facts: Facts,
+    began: Instant,
+) -> Result<(), Refusal> {
+    // Without an identity or policies there is nobody to say yes.
+    let (identity, set) = proxy.ready().ok_or_else(|| {
+        Refusal::new("not_ready", "peerAuthentication", "the proxy has no identity or no policies")
+    })?;
+
+    // Plaintext or TLS, and which of them this port takes.
+    let is_tls = looks_like_tls(&stream, proxy.config.inbound.handshake_timeout).await?;
+    let port = facts.destination.port();
+    let mode = facts.workload.as_ref().map_or(MtlsMode::Strict, |name| set.mtls_mode(name, port));
+    match (mode, is_tls) {
+        (MtlsMode::Strict, false) => Err(refused_plaintext(&set, &facts, began)),
+        (MtlsMode::Strict | MtlsMode::Permissive, true) => {
+            let (stream, facts) = handshake(proxy, &identity, stream, facts).await?;
+            let http2 = stream.get_ref().1.alpn_protocol().map(|protocol| protocol == b"h2");
+            admitted(proxy, &identity, &set, stream, facts, http2).await
+        }
+        (MtlsMode::Permissive | MtlsMode::Disable, _) => {
+            admitted(proxy, &identity, &set, stream, facts, None).await
+        }
+    }
+}
+
+/// The caller is known, or known to be nobody. May it connect, and what does it speak?
+async fn admitted<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    proxy: &Arc<Proxy>,
+    identity: &Arc<Identity>,
+    set: &PolicySet,
+    stream: S,
+    facts: Facts,
+    http2: Option<bool>,
+) -> Result<(), Refusal> {
+    let access = facts.access(None);
+    let decision = set.decide_connection(&access);
+    if decision.verdict == Verdict::Deny {
+        let record = Record::of(&facts).decided(set, &access, &decision);
+        return Err(Refusal::decided("policy", record));
+    }
+    let watched = proxy.connections.watch(facts.clone());
+    let work = spoken(proxy, identity, set, stream, facts, http2);
+    tokio::select! {
+        ended = work => ended,
+        // Revoked, expired, no longer allowed: cut, not asked to leave.
+        () = watched.must_end() => Ok(()),
+    }
+}
+
+async fn spoken<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    proxy: &Arc<Proxy>,
+    identity: &Arc<Identity>,
+    set: &PolicySet,
+    stream: S,
+    facts: Facts,
+    http2: Option<bool>,
+) -> Result<(), Refusal> {
+    let failed = |error: io::Error| Refusal::new("io", "network", error.to_string());
+    match (proxy.config.inbound.protocol, http2) {
+        (Protocol::Tcp, _) => tcp(proxy, set, stream, facts).await,
+        (Protocol::Http1, None | Some(false)) => http(proxy, identity, stream, facts, false).await,
+        (Protocol::Http2, None | Some(true)) => http(proxy, identity, stream, facts, true).await,
+        (Protocol::Auto | Protocol::Http, Some(http2)) => {
+            http(proxy, identity, stream, facts, http2).await
+        }
+        (Protocol::Auto, None) => {
+            let (spoken, stream) = detect(stream, DETECT_PATIENCE).await.map_err(failed)?;
+            match spoken {
+                Spoken::Other => tcp(proxy, set, stream, facts).await,
+                http => http_of(proxy, identity, stream, facts, http).await,
+            }
+        }
+        (Protocol::Http, None) => {
+            let (spoken, stream) = detect(stream, HTTP_PATIENCE).await.map_err(failed)?;
+            http_of(proxy, identity, stream, facts, spoken).await
+        }
+        (Protocol::Http1 | Protocol::Http2, Some(_)) => {
+            Err(Refusal::new("protocol", "network", "the caller speaks another version of HTTP"))
+        }
+    }
+}
+
+async fn http_of<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    proxy: &Arc<Proxy>,
+    identity: &Arc<Identity>,
+    stream: S,
+    facts: Facts,
+    spoken: Spoken,
+) -> Result<(), Refusal> {
+    match spoken {
+        Spoken::Http1 => http(proxy, identity, stream, facts, false).await,
+        Spoken::Http2 => http(proxy, identity, stream, facts, true).await,
+        Spoken::Other => Err(Refusal::new("protocol", "network", "the caller does not speak HTTP")),
+    }
+}
+
+/// Opaque TCP: asked once, then copied.
+async fn tcp<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    proxy: &Arc<Proxy>,
+    set: &PolicySet,
+    mut stream: S,
+    facts: Facts,
+) -> Result<(), Refusal> {
+    let began = Instant::now();
+    let access = facts.access(None);
+    let decision = set.decide_request(&access);
+    let mut record = Record::of(&facts).decided(set, &access, &decision);
+    if decision.verdict == Verdict::Deny {
+        return Err(Refusal::decided("policy", record));
+    }
+    let mut app = timeout(CONNECT_TIMEOUT, TcpStream::connect(facts.destination))
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(|error| Refusal::new("upstream", "upstream", format!("cannot reach the app: {error}")))?;
+    let _ = app.set_nodelay(true);
+    match relay::relay(&mut stream, &mut app).await {
+        Ok((received, sent)) => (record.bytes_received, record.bytes_sent) = (received, sent),
+        Err(error) => record.reason = Some(error.to_string()),
+    }
+    proxy.access_log.write(&record.since(began));
+    Ok(())
+}
+
+/// HTTP: every request is asked.
+async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    proxy: &Arc<Proxy>,
+    identity: &Arc<Identity>,
+    stream: S,
+    facts: Facts,
+    http2: bool,
+) -> Result<(), Refusal> {
+    let client_cert = facts.chain.first().and_then(|leaf| {
+        let peer = identity.trust().verify(&facts.chain, PeerRole::Client).ok()?;
+        headers::forwarded_client_cert(identity.id(), &peer, leaf)
+    });
+    let caller = Arc::new(Caller { proxy: proxy.clone(), facts, client_cert });
+    let answer = move |request| {
+        let caller = caller.clone();
+        async move { caller.request(request).await }
+    };
+    // How the caller ends its connection is its business; what it asked is in the log.
+    let _ = serve(stream, http2, proxy.draining.clone(), answer).await;
+    Ok(())
+}
+
+/// Who asks, for all requests of a connection.
+struct Caller {
+    proxy: Arc<Proxy>,
+    facts: Facts,
+    client_cert: Option<HeaderValue>,
+}
+
+impl Caller {
+    async fn request(&self, request: Request<Incoming>) -> Response<Answered> {
+        let began = Instant::now();
+        let (proxy, facts) = (&self.proxy, &self.facts);
+        let mut record = Record::of(facts);
+        record.method = Some(request.method().as_str().to_owned());
+        record.path = Some(request.uri().path().to_owned());
+
+        // One spelling, before anything is judged.
+        let clean = match clean(request) {
+            Ok(clean) => clean,
+            Err((malformed, id)) => {
+                self.count("malformed");
+                let record = record.refused("request", malformed.to_string());
+                return self.finish(refuse_malformed(malformed, &id), record, &id, began);
+            }
+        };
+        record.path = Some(clean.path().to_owned());
+
+        // May this identity do this?
+        let Some((_, set)) = proxy.ready() else {
+            self.count("not_ready");
+            let answer = own_answer(StatusCode::SERVICE_UNAVAILABLE, "not ready", &clean.id);
+            let record = record.refused("peerAuthentication", "the proxy has no identity");
+            return self.finish(answer, record, &clean.id, began);
+        };
+        let fields = headers::Fields(clean.request.headers());
+        let access = facts.access(Some(HttpRequest {
+            method: clean.request.method().as_str(),
+            path: clean.path(),
+            host: Some(&clean.host),
+            headers: &fields,
+        }));
+        let decision = set.decide_request(&access);
+        let record = record.decided(&set, &access, &decision);
+        if decision.verdict == Verdict::Deny {
+            self.count("policy");
+            let mut answer = own_answer(StatusCode::FORBIDDEN, DENIED, &clean.id);
+            if proxy.config.reason_header
+                && let Some(Ok(reason)) = record.reason.as_deref().map(HeaderValue::try_from)
+            {
+                answer.headers_mut().insert(REASON, reason);
+            }
+            return self.finish(answer, record, &clean.id, began);
+        }
+
+        // To the app, as it was judged.
+        let id = clean.id.clone();
+        match self.forward(clean).await {
+            Ok(response) => self.finish(response.map(Answered::upstream), record, &id, began),
+            Err(error) => {
+                let mut record = record;
+                record.reason = Some(error.to_string());
+                self.finish(upstream_failed(&error, &id), record, &id, began)
+            }
+        }
+    }
+
+    async fn forward(&self, clean: Clean) -> Result<Response<Incoming>, UpstreamError> {
+        let Clean { mut request, .. } = clean;
+        if let Some(value) = &self.client_cert {
+            request.headers_mut().insert(FORWARDED_CLIENT_CERT, value.clone());
+        }
+        let is_grpc = request
+            .headers()
+            .get(http::header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let http2 = is_grpc || self.proxy.config.inbound.protocol == Protocol::Http2;
+        let address = self.facts.destination;
+        let upstream = Upstream::App { address, http2 };
+        let connect = || async move {
+            let stream = TcpStream::connect(address)
+                .await
+                .map_err(|error| UpstreamError::Connect(error.to_string()))?;
+            let _ = stream.set_nodelay(true);
+            Ok(Connected { stream: Box::new(stream), http2, retire_at: None, watched: None })
+        };
+        self.proxy.pool.send(&upstream, request, connect).await
+    }
+
+    /// The last steps of every answer: its id, its count, its line.
+    fn finish(
+        &self,
+        mut response: Response<Answered>,
+        mut record: Record,
+        id: &HeaderValue,
+        began: Instant,
+    ) -> Response<Answered> {
+        headers::strip_hop_by_hop(response.headers_mut());
+        response.headers_mut().insert(REQUEST_ID, id.clone());
+        let class = class(response.status());
+        self.proxy.metrics.answers.get_or_create(&AnswerLabels { direction: "inbound", class }).inc();
+        record.status = Some(response.status().as_u16());
+        record.request_id = id.to_str().ok().map(str::to_owned);
+        let log = self.proxy.access_log.clone();
+        response.map(|body| body.then_log(log, record, began))
+    }
+
+    fn count(&self, reason: &'static str) {
+        let labels = RefusalLabels { direction: "inbound", reason };
+        self.proxy.metrics.refused.get_or_create(&labels).inc();
+    }
+}
+
+/// What the caller is told when the upstream fails.
+pub(crate) fn upstream_failed(error: &UpstreamError, id: &HeaderValue) -> Response<Answered> {
+    match error {
+        UpstreamError::Connect(_) | UpstreamError::Tls(_) => {
+            own_answer(StatusCode::SERVICE_UNAVAILABLE, "upstream unavailable", id)
+        }
+        UpstreamError::Timeout => own_answer(StatusCode::GATEWAY_TIMEOUT, "upstream timeout", id),
+        UpstreamError::Answer(_) => own_answer(StatusCode::BAD_GATEWAY, "bad gateway", id),
+        UpstreamError::Request => own_answer(StatusCode::BAD_REQUEST, "bad request", id),
+    }
+}
+
+/// The class of a status, for metrics.
+pub(crate) fn class(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        100..=199 => "1xx",
+        200..=299 => "2xx",
+        300..=399 => "3xx",
+        400..=499 => "4xx",
+        _ => "5xx",
+    }
+}
+
+fn facts(proxy: &Proxy, stream: &TcpStream, from: SocketAddr) -> io::Result<Facts> {
+    let destination = match proxy.config.inbound.forward {
+        Forward::To(app) => app,
+        Forward::OriginalDestination => listener::original_destination(stream)?,
+    };
+    Ok(Facts {
+        id: proxy.connections.number(),
+        direction: Direction::Inbound,
+        source: from,
+        source_identity: None,
+        destination,
+        destination_identity: None,
+        workload: proxy.own_workload(),
+        chain: Arc::from([]),
+        expires: None,
+    })
+}
+
+/// A TLS handshake begins with a record of type 22. Looked at, not read.
+async fn looks_like_tls(stream: &TcpStream, patience: Duration) -> Result<bool, Refusal> {
+    let mut first = [0];
+    match timeout(patience, stream.peek(&mut first)).await {
+        Ok(Ok(1)) => Ok(first == [TLS_HANDSHAKE]),
+        Ok(Ok(_)) => Err(Refusal::new("closed", "peerAuthentication", "closed before the first byte")),
+        Ok(Err(error)) => Err(Refusal::new("io", "peerAuthentication", error.to_string())),
+        Err(_) => Err(Refusal::new("handshake_timeout", "peerAuthentication", "no first byte in time")),
+    }
+}
+
+fn refused_plaintext(set: &PolicySet, facts: &Facts, began: Instant) -> Refusal {
+    let access = facts.access(None);
+    let decision = set.decide_connection(&access);
+    let record = Record::of(facts).decided(set, &access, &decision).since(began);
+    // A Workload that nobody knows takes no plaintext, whatever the policies would say.
+    let record = match decision.verdict {
+        Verdict::Deny => record,
+        Verdict::Allow => record.refused("peerAuthentication", "plaintext is refused"),
+    };
+    Refusal::decided("plaintext", record)
+}
+
+type TlsStream = tokio_rustls::server::TlsStream<TcpStream>;
+
+async fn handshake(
+    proxy: &Proxy,
+    identity: &Identity,
+    stream: TcpStream,
+    facts: Facts,
+) -> Result<(TlsStream, Facts), Refusal> {
+    let offer = match proxy.config.inbound.protocol {
+        Protocol::Tcp => Offer::Tcp,
+        _ => Offer::Http,
+    };
+    let refused = |label, reason: String| Refusal::new(label, "peerAuthentication", reason);
+    let _place = proxy
+        .handshakes
+        .try_acquire()
+        .map_err(|_| refused("handshakes", "too many handshakes at once".into()))?;
+    let acceptor = TlsAcceptor::from(identity.server(offer));
+    let accepted = timeout(proxy.config.inbound.handshake_timeout, acceptor.accept(stream))
+        .await
+        .map_err(|_| refused("handshake_timeout", "the handshake took too long".into()))?
+        .map_err(|error| refused("handshake", format!("handshake: {error}")))?;
+    let chain: Vec<CertificateDer<'static>> = accepted
+        .get_ref()
+        .1
+        .peer_certificates()
+        .unwrap_or_default()
+        .iter()
+        .map(|certificate| certificate.clone().into_owned())
+        .collect();
+    let peer = identity
+        .trust()
+        .verify(&chain, PeerRole::Client)
+        .map_err(|error| refused(error.label(), error.to_string()))?;
+    Ok((accepted, facts.verified(&peer, chain)))
+}
+
+pub(crate) const DENIED: &str = "RBAC: access denied";
+
+const TLS_HANDSHAKE: u8 = 22;
+
+/// A caller of `auto` that says nothing for so long waits for the server to speak first.
+pub(crate) const DETECT_PATIENCE: Duration = Duration::from_millis(200);
+const HTTP_PATIENCE: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

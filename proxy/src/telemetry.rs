@@ -1,0 +1,234 @@
+//! Logs, metrics and health.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicI64},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+use tokio::net::TcpListener;
+use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+
+/// Sends the log to standard output: JSON lines, or plain text on a terminal.
+/// `POSTERN_LOG` filters, `POSTERN_LOG_FORMAT` chooses `plain` or `json`.
+pub fn start_log() {
+    let filter = EnvFilter::try_from_env("POSTERN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let plain = match std::env::var("POSTERN_LOG_FORMAT").as_deref() {
+        Ok("plain") => true,
+        Ok("json") => false,
+        _ => std::io::IsTerminal::is_terminal(&std::io::stdout()),
+    };
+    let log = tracing_subscriber::registry().with(filter);
+    // A second start in one process keeps the first log.
+    let _ = if plain {
+        log.with(fmt::layer()).try_init()
+    } else {
+        log.with(fmt::layer().json().flatten_event(true).with_current_span(false)).try_init()
+    };
+}
+
+/// Where a connection goes, seen from the pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DirectionLabel {
+    /// `inbound` or `outbound`.
+    pub direction: &'static str,
+}
+
+/// What was refused, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefusalLabels {
+    /// `inbound` or `outbound`.
+    pub direction: &'static str,
+    /// A word of a fixed list.
+    pub reason: &'static str,
+}
+
+/// The answers that were given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct AnswerLabels {
+    /// `inbound` or `outbound`.
+    pub direction: &'static str,
+    /// `1xx` to `5xx`.
+    pub class: &'static str,
+}
+
+/// The proxy's metrics: one field each, with bounded labels.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Connections accepted.
+    pub connections: Family<DirectionLabel, Counter>,
+    /// Connections open now.
+    pub open: Family<DirectionLabel, Gauge>,
+    /// Connections and requests refused.
+    pub refused: Family<RefusalLabels, Counter>,
+    /// Requests answered.
+    pub answers: Family<AnswerLabels, Counter>,
+    /// Open connections ended because they may not go on.
+    pub cut: Family<RefusalLabels, Counter>,
+    /// Readings of the policies that were refused.
+    pub policy_errors: Counter,
+    /// 1 while the policies in force are those on disk.
+    pub policies_current: Gauge,
+    /// Identities that could not be had.
+    pub identity_errors: Counter,
+    expires: Gauge<i64, AtomicI64>,
+    /// Lines of the access log that were dropped.
+    pub log_lines_dropped: Counter,
+}
+
+impl Metrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("postern_proxy"),
+            connections: Family::default(),
+            open: Family::default(),
+            refused: Family::default(),
+            answers: Family::default(),
+            cut: Family::default(),
+            policy_errors: Counter::default(),
+            policies_current: Gauge::default(),
+            identity_errors: Counter::default(),
+            expires: Gauge::default(),
+            log_lines_dropped: Counter::default(),
+        };
+        let all = &mut metrics.registry;
+        all.register("connections_accepted", "Connections accepted", metrics.connections.clone());
+        all.register("connections_open", "Connections open now", metrics.open.clone());
+        all.register("refused", "Connections and requests refused", metrics.refused.clone());
+        all.register("requests_answered", "Requests answered", metrics.answers.clone());
+        all.register(
+            "connections_cut",
+            "Open connections ended because they may not go on",
+            metrics.cut.clone(),
+        );
+        all.register(
+            "policy_reloads_failed",
+            "Readings of the policies that were refused",
+            metrics.policy_errors.clone(),
+        );
+        all.register(
+            "policies_current",
+            "1 while the policies in force are those on disk",
+            metrics.policies_current.clone(),
+        );
+        all.register(
+            "identity_errors",
+            "Identities that could not be had",
+            metrics.identity_errors.clone(),
+        );
+        all.register_with_unit(
+            "identity_expires",
+            "When the identity in force ends, since 1970",
+            Unit::Seconds,
+            metrics.expires.clone(),
+        );
+        all.register(
+            "access_log_lines_dropped",
+            "Lines of the access log that were dropped",
+            metrics.log_lines_dropped.clone(),
+        );
+        metrics
+    }
+
+    /// When the identity in force ends.
+    pub fn identity_expires(&self, at: SystemTime) {
+        let seconds = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.expires.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Tells what is missing before the proxy may be called ready; empty when it is.
+pub type Readiness = Arc<dyn Fn() -> Vec<&'static str> + Send + Sync>;
+
+/// Answers questions about the proxy: a path, and JSON to be told, if there is any.
+pub type Inspector = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// Serves `/healthz/live`, `/healthz/ready`, `/metrics`, and what `inspector` knows.
+///
+/// # Errors
+/// When the address cannot be had.
+pub async fn serve(
+    listen: SocketAddr,
+    key: &'static str,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    inspector: Option<Inspector>,
+) -> anyhow::Result<impl Future<Output = ()>> {
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("cannot listen on {listen} (`{key}.listen`)"))?;
+    Ok(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let (metrics, readiness) = (metrics.clone(), readiness.clone());
+            let inspector = inspector.clone();
+            tokio::spawn(async move {
+                let service = service_fn(move |request| {
+                    let answer = answer(&request, &metrics, &readiness, inspector.as_ref());
+                    async { answer }
+                });
+                let _ = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(Duration::from_secs(5))
+                    .keep_alive(false)
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
+            });
+        }
+    })
+}
+
+fn answer(
+    request: &Request<Incoming>,
+    metrics: &Metrics,
+    readiness: &Readiness,
+    inspector: Option<&Inspector>,
+) -> Result<Response<Full<Bytes>>, http::Error> {
+    let path = request.uri().path();
+    let (status, text) = match (request.method(), path) {
+        (&Method::GET, "/healthz/live") => (StatusCode::OK, "ok\n".to_owned()),
+        (&Method::GET, "/healthz/ready") => match readiness().as_slice() {
+            [] => (StatusCode::OK, "ok\n".to_owned()),
+            missing => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", "))),
+        },
+        (&Method::GET, "/metrics") => (StatusCode::OK, metrics.render()),
+        (&Method::GET, path) => match inspector.and_then(|inspector| inspector(path)) {
+            Some(text) => (StatusCode::OK, text),
+            None => (StatusCode::NOT_FOUND, "not found\n".to_owned()),
+        },
+        _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned()),
+    };
+    Response::builder()
+        .status(status)
+        .header(http::header::CONTENT_TYPE, "text/plain; charset=utf-8")
+        .body(Full::new(text.into()))
+}

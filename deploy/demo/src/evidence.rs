@@ -84,6 +84,11 @@ pub(crate) async fn said(log: &Path, message: &str) -> anyhow::Result<Value> {
         .with_context(|| format!("`{}` never says `{message}`", log.display()))
 }
 
+/// How often a daemon's log has said `message`.
+pub(crate) fn count(log: &Path, message: &str) -> usize {
+    lines(log).filter(|line| line.get("message").is_some_and(|said| said == message)).count()
+}
+
 /// Asks again and again, with a deadline.
 pub(crate) async fn wait_for<T>(mut ask: impl FnMut() -> Option<T>) -> anyhow::Result<T> {
     let deadline = Instant::now() + PATIENCE;

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, Permissions},
-    os::unix::fs::{PermissionsExt as _, chown},
+    os::unix::fs::{PermissionsExt as _, chown, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -161,13 +161,22 @@ impl World {
         })
     }
 
-    /// Adds the demo's policies to the seed's and waits until the sidecars enforce them.
+    /// Adds the demo's policies to the seed's and waits until the sidecars enforce them. The whole
+    /// folder is swapped at once, as a mounted ConfigMap is: nobody reads half of it.
     pub(crate) async fn add_demo_policies(&self) -> anyhow::Result<()> {
-        for (name, text) in DEMO_POLICIES {
-            write(&self.folder().join("policies").join(name), text)?;
+        let before = Pod::ALL.map(|pod| evidence::count(&self.sidecar_log(pod), IN_FORCE));
+        let next = self.folder().join("policies.demo");
+        make_folder(&next)?;
+        for (name, text) in SEED_POLICIES.iter().chain(&DEMO_POLICIES) {
+            write(&next.join(name), text)?;
         }
-        for pod in Pod::ALL {
-            evidence::said(&self.sidecar_log(pod), "policies in force").await?;
+        let link = self.folder().join("policies.next");
+        symlink(&next, &link).context("cannot link the policies")?;
+        fs::rename(&link, self.folder().join("policies")).context("cannot swap the policies")?;
+        for (pod, before) in Pod::ALL.into_iter().zip(before) {
+            let log = self.sidecar_log(pod);
+            let swapped = || (evidence::count(&log, IN_FORCE) > before).then_some(());
+            evidence::wait_for(swapped).await.context("the policies were not taken")?;
         }
         Ok(())
     }
@@ -284,9 +293,10 @@ impl Drop for Agent {
 
 /// Writes every file that the daemons read.
 fn lay_out(folder: &Path, from: &Path, network: &Network) -> anyhow::Result<()> {
-    for part in ["bin", "agent", "policies", "workloads"] {
+    for part in ["bin", "agent", "policies.seed", "workloads"] {
         make_folder(&folder.join(part))?;
     }
+    symlink("policies.seed", folder.join("policies")).context("cannot link the policies")?;
     binaries::install(from, &folder.join("bin"))?;
     write(&folder.join("agent.yaml"), &agent_yaml(folder))?;
     for (name, text) in SEED_POLICIES {
@@ -451,6 +461,9 @@ pub(crate) const DATABASE: u16 = 5432;
 
 /// Short enough that a rotation is seen within seconds.
 const SVID_TTL: &str = "8s";
+
+/// What a sidecar says when it has taken policies.
+const IN_FORCE: &str = "policies in force";
 
 const LOG_TAIL: usize = 25;
 

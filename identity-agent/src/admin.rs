@@ -48,7 +48,11 @@ async fn answer(
         (&Method::GET, "/drift") => Some(drift(&agent)),
         _ => None,
     };
-    let status = if value.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
+    let status = if value.is_some() {
+        StatusCode::OK
+    } else {
+        StatusCode::NOT_FOUND
+    };
     let body = value.unwrap_or_else(|| json!({"error": "there is no such thing"}));
     Response::builder()
         .status(status)
@@ -103,7 +107,10 @@ fn drift(agent: &Agent) -> Value {
 }
 
 fn rfc3339(time: SystemTime) -> String {
-    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let seconds = time
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
     i64::try_from(seconds)
         .ok()
         .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())

@@ -112,7 +112,8 @@ impl Agent {
 
     /// Tells every stream to look again.
     pub fn announce(&self) {
-        self.changed.send_modify(|number| *number = number.wrapping_add(1));
+        self.changed
+            .send_modify(|number| *number = number.wrapping_add(1));
     }
 
     /// What is this process entitled to? Blocking.
@@ -122,15 +123,20 @@ impl Agent {
     pub fn entitled(&self, process: &PinnedProcess) -> Result<Entitled, Refusal> {
         let attested = self.attestors.attest(process)?;
         let set = self.registry.current();
-        let mut workloads: Vec<Workload> =
-            matching(set.workloads(), &attested.selectors).into_iter().cloned().collect();
+        let mut workloads: Vec<Workload> = matching(set.workloads(), &attested.selectors)
+            .into_iter()
+            .cloned()
+            .collect();
         if workloads.is_empty() {
             return Err(Refusal::NoWorkload(Box::new(attested)));
         }
         let pod = attested.pod;
-        let watched: Vec<&Workload> =
-            workloads.iter().filter(|workload| workload.baseline.is_some()).collect();
-        let withdrawn = self.look_for_drift(&watched.iter().map(|one| (*one, pod)).collect::<Vec<_>>());
+        let watched: Vec<&Workload> = workloads
+            .iter()
+            .filter(|workload| workload.baseline.is_some())
+            .collect();
+        let withdrawn =
+            self.look_for_drift(&watched.iter().map(|one| (*one, pod)).collect::<Vec<_>>());
         workloads.retain(|workload| !withdrawn.contains(&(workload.name.clone(), pod)));
         if workloads.is_empty() {
             return Err(Refusal::Drifted);
@@ -142,17 +148,33 @@ impl Agent {
     ///
     /// # Errors
     /// As [`Authority::issue`].
-    pub fn issue(&self, workload: &Workload, pod: Pod, now: SystemTime) -> Result<Issued, StateError> {
-        let lifetime = workload.svid_ttl.unwrap_or_else(|| self.authority.svid_lifetime());
-        let issued = self.authority.issue(&workload.spiffe_id, &workload.dns_names, lifetime, now)?;
+    pub fn issue(
+        &self,
+        workload: &Workload,
+        pod: Pod,
+        now: SystemTime,
+    ) -> Result<Issued, StateError> {
+        let lifetime = workload
+            .svid_ttl
+            .unwrap_or_else(|| self.authority.svid_lifetime());
+        let issued =
+            self.authority
+                .issue(&workload.spiffe_id, &workload.dns_names, lifetime, now)?;
         self.metrics.svids_issued.inc();
         let svid = RevokedSvid {
             serial: issued.serial.clone(),
             issuer: issued.issuer.clone(),
             expires: issued.not_after,
         };
-        let record = Record { workload: workload.name.clone(), pod, svid };
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner).push(record);
+        let record = Record {
+            workload: workload.name.clone(),
+            pod,
+            svid,
+        };
+        self.ledger
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(record);
         Ok(issued)
     }
 
@@ -181,7 +203,10 @@ impl Agent {
         let held: HashSet<(WorkloadName, Pod)> = {
             let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
             ledger.retain(|record| record.svid.expires > now);
-            ledger.iter().map(|record| (record.workload.clone(), record.pod)).collect()
+            ledger
+                .iter()
+                .map(|record| (record.workload.clone(), record.pod))
+                .collect()
         };
         let set = self.registry.current();
         let watched: Vec<(&Workload, Pod)> = held
@@ -201,7 +226,9 @@ impl Agent {
         }
         let now = SystemTime::now();
         let pods = watched.iter().map(|(_, pod)| *pod).collect();
-        let with_digests = watched.iter().any(|(workload, _)| drift::wants_digests(workload));
+        let with_digests = watched
+            .iter()
+            .any(|(workload, _)| drift::wants_digests(workload));
         let seen = self.drift.scan(&self.attestors, &pods, with_digests);
         let mut revoked = false;
         for (workload, pod) in watched {
@@ -235,14 +262,20 @@ impl Agent {
         let taken: Vec<RevokedSvid> = {
             let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
             let is_taken = |record: &Record| record.workload == *workload && record.pod == pod;
-            let taken = ledger.iter().filter(|one| is_taken(one)).map(|one| one.svid.clone()).collect();
+            let taken = ledger
+                .iter()
+                .filter(|one| is_taken(one))
+                .map(|one| one.svid.clone())
+                .collect();
             ledger.retain(|record| !is_taken(record));
             taken
         };
         if taken.is_empty() {
             return false;
         }
-        self.metrics.svids_revoked.inc_by(u64::try_from(taken.len()).unwrap_or(u64::MAX));
+        self.metrics
+            .svids_revoked
+            .inc_by(u64::try_from(taken.len()).unwrap_or(u64::MAX));
         tracing::warn!(%workload, svids = taken.len(), "the identity was taken back");
         if let Err(error) = self.authority.revoke(&taken, now) {
             self.metrics.state_writes_failed.inc();
@@ -254,7 +287,12 @@ impl Agent {
 
     /// Counts and logs a refusal. Selectors are only in the debug log: a label may hold a secret.
     pub fn log_refusal(&self, process: &PinnedProcess, refusal: &Refusal) {
-        self.metrics.refused.get_or_create(&ReasonLabel { reason: refusal.label() }).inc();
+        self.metrics
+            .refused
+            .get_or_create(&ReasonLabel {
+                reason: refusal.label(),
+            })
+            .inc();
         tracing::info!(pid = process.pid(), uid = process.uid(), reason = %refusal, "no identity issued");
         if let Refusal::NoWorkload(attested) = refusal {
             tracing::debug!(pid = process.pid(), selectors = ?attested.selectors, "attested");

@@ -95,16 +95,24 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn open(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Agent> {
-    let lifetimes = Lifetimes { root: config.ca_ttl, svid: config.svid_ttl };
-    let authority =
-        Authority::open(&config.state, config.trust_domain.clone(), lifetimes, SystemTime::now())?;
+    let lifetimes = Lifetimes {
+        root: config.ca_ttl,
+        svid: config.svid_ttl,
+    };
+    let authority = Authority::open(
+        &config.state,
+        config.trust_domain.clone(),
+        lifetimes,
+        SystemTime::now(),
+    )?;
     let options = Options::new(config.trust_domain.clone());
-    let registry = Registry::open(config.workloads.clone(), options).map_err(|error| match error {
-        RegistryError::Read(error) => {
-            anyhow::Error::from(error).context("the Workload documents (`workloads.directory`)")
-        }
-        mistakes => anyhow::Error::from(mistakes),
-    })?;
+    let registry =
+        Registry::open(config.workloads.clone(), options).map_err(|error| match error {
+            RegistryError::Read(error) => {
+                anyhow::Error::from(error).context("the Workload documents (`workloads.directory`)")
+            }
+            mistakes => anyhow::Error::from(mistakes),
+        })?;
     let mut attestors: Vec<Box<dyn Attestor>> = Vec::new();
     if config.attestors.unix {
         attestors.push(Box::new(Unix::default()));
@@ -121,7 +129,13 @@ fn open(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Agent> {
             }
         }
     }
-    Ok(Agent::new(attestors, registry, authority, metrics, config.reattest))
+    Ok(Agent::new(
+        attestors,
+        registry,
+        authority,
+        metrics,
+        config.reattest,
+    ))
 }
 
 /// Reads the Workload folder again whenever it looks different.

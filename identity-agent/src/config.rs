@@ -60,12 +60,14 @@ impl Config {
 
 fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Config> {
     let all = Fields::of(node, "agent.yaml", &KEYS, problems)?;
-    let trust_domain = all.required("trustDomain", "agent.yaml", problems).and_then(|node| {
-        let text = fields::filled(node, "trustDomain", problems)?;
-        TrustDomain::parse(text)
-            .map_err(|error| problems.error(node.at, format!("`trustDomain`: {error}")))
-            .ok()
-    });
+    let trust_domain = all
+        .required("trustDomain", "agent.yaml", problems)
+        .and_then(|node| {
+            let text = fields::filled(node, "trustDomain", problems)?;
+            TrustDomain::parse(text)
+                .map_err(|error| problems.error(node.at, format!("`trustDomain`: {error}")))
+                .ok()
+        });
     let state = path(&all, "stateDir", "/var/lib/postern", folder, problems);
     let workload_api = socket(&all, "workloadApi", "/run/postern/agent.sock", problems);
     let admin = socket(&all, "admin", "/run/postern/admin/admin.sock", problems);
@@ -116,7 +118,10 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
 
 fn attestors(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Attestors> {
     let Some(node) = all.get("attestors") else {
-        return Some(Attestors { unix: true, posture: true });
+        return Some(Attestors {
+            unix: true,
+            posture: true,
+        });
     };
     let known = ["unix", "posture", "docker", "k8s", "systemd", "cgroup"];
     let section = Fields::of(node, "attestors", &known, problems)?;
@@ -130,10 +135,16 @@ fn attestors(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Attestors>
             Fields::of(node, name, &[], problems)?;
         }
     }
-    let attestors =
-        Attestors { unix: section.get("unix").is_some(), posture: section.get("posture").is_some() };
+    let attestors = Attestors {
+        unix: section.get("unix").is_some(),
+        posture: section.get("posture").is_some(),
+    };
     if !attestors.unix && !attestors.posture {
-        problems.error_with(node.at, "there is no attestor", "`attestors: {unix: {}, posture: {}}`");
+        problems.error_with(
+            node.at,
+            "there is no attestor",
+            "`attestors: {unix: {}, posture: {}}`",
+        );
     }
     Some(attestors)
 }
@@ -144,7 +155,10 @@ fn lifetimes(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<(Duration,
         root = duration(&section, "caTTL", root, problems)?;
         svid = duration(&section, "svidTTL", svid, problems)?;
         if let Some(node) = section.get("jwtTTL") {
-            problems.error(node.at, "`authority.jwtTTL`: JWT-SVIDs are not supported yet");
+            problems.error(
+                node.at,
+                "`authority.jwtTTL`: JWT-SVIDs are not supported yet",
+            );
         }
         // The next root begins to sign in the last sixth; what the old one signed just before
         // must have ended by then.
@@ -166,7 +180,8 @@ fn section<'n>(
     known: &[&str],
     problems: &mut Problems<'_>,
 ) -> Option<Fields<'n>> {
-    all.get(name).and_then(|node| Fields::of(node, name, known, problems))
+    all.get(name)
+        .and_then(|node| Fields::of(node, name, known, problems))
 }
 
 fn duration(
@@ -204,7 +219,9 @@ fn socket(
     let Some(section) = section(all, name, &["socket"], problems) else {
         return Some(PathBuf::from(default));
     };
-    let Some(node) = section.get("socket") else { return Some(PathBuf::from(default)) };
+    let Some(node) = section.get("socket") else {
+        return Some(PathBuf::from(default));
+    };
     let text = fields::filled(node, "socket", problems)?;
     match text.strip_prefix("unix://") {
         Some(path) if path.starts_with('/') => Some(PathBuf::from(path)),
@@ -260,7 +277,10 @@ mod tests {
     fn refused(text: &str, expected: &[&str]) {
         let found = read(text).unwrap_err();
         for part in expected {
-            assert!(found.iter().any(|one| one.contains(part)), "`{part}` in {found:?}");
+            assert!(
+                found.iter().any(|one| one.contains(part)),
+                "`{part}` in {found:?}"
+            );
         }
     }
 
@@ -281,15 +301,30 @@ mod tests {
     fn what_cannot_be_honoured_is_refused() {
         refused("{}", &["needs `trustDomain`"]);
         refused("", &["the file is empty"]);
-        refused("trustDomain: a\nattestors: {docker: {}}", &["attestor `docker` is not supported yet"]);
+        refused(
+            "trustDomain: a\nattestors: {docker: {}}",
+            &["attestor `docker` is not supported yet"],
+        );
         refused("trustDomain: a\nattestors: {}", &["there is no attestor"]);
-        refused("trustDomain: a\npolicies: {directory: x}", &["`policies` is not supported yet"]);
-        refused("trustDomain: a\nauthority: {caTTL: 2h, svidTTL: 1h}", &["six times"]);
+        refused(
+            "trustDomain: a\npolicies: {directory: x}",
+            &["`policies` is not supported yet"],
+        );
+        refused(
+            "trustDomain: a\nauthority: {caTTL: 2h, svidTTL: 1h}",
+            &["six times"],
+        );
         refused(
             "trustDomain: a\nadmin: {socket: 'unix:///run/postern/x.sock'}",
             &["must lie in another folder"],
         );
-        refused("trustDomain: a\nworkloadApi: {socket: 'run/x.sock'}", &["no address of a Unix socket"]);
-        refused("trustDomain: a\ntrustDomain: b", &["duplicate key `trustDomain`"]);
+        refused(
+            "trustDomain: a\nworkloadApi: {socket: 'run/x.sock'}",
+            &["no address of a Unix socket"],
+        );
+        refused(
+            "trustDomain: a\ntrustDomain: b",
+            &["duplicate key `trustDomain`"],
+        );
     }
 }

@@ -55,10 +55,12 @@ impl Program {
             Self::Pathless { digest, .. } => (None, digest.as_ref()),
             Self::Unreadable => (None, None),
         };
-        executables.iter().any(|allowed| match allowed.strip_prefix("sha256:") {
-            Some(wanted) => digest.is_some_and(|digest| digest == wanted),
-            None => path.is_some_and(|path| path == allowed),
-        })
+        executables
+            .iter()
+            .any(|allowed| match allowed.strip_prefix("sha256:") {
+                Some(wanted) => digest.is_some_and(|digest| digest == wanted),
+                None => path.is_some_and(|path| path == allowed),
+            })
     }
 
     fn name(&self) -> &str {
@@ -112,7 +114,9 @@ impl Drift {
         processes: &[Seen],
         now: SystemTime,
     ) -> Vec<(Deviation, bool)> {
-        let Some(baseline) = &workload.baseline else { return Vec::new() };
+        let Some(baseline) = &workload.baseline else {
+            return Vec::new();
+        };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut found = Vec::new();
         for seen in processes {
@@ -142,7 +146,10 @@ impl Drift {
     /// All that is remembered, oldest first.
     pub fn list(&self) -> Vec<Deviation> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<Deviation> = known.values().map(|known| known.deviation.clone()).collect();
+        let mut all: Vec<Deviation> = known
+            .values()
+            .map(|known| known.deviation.clone())
+            .collect();
         all.sort_by_key(|deviation| deviation.time);
         all
     }
@@ -158,7 +165,9 @@ impl Drift {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         for pid in pids {
-            let Ok(process) = PinnedProcess::by_number(pid) else { continue };
+            let Ok(process) = PinnedProcess::by_number(pid) else {
+                continue;
+            };
             let look = |folder: &ProcFolder| {
                 let pod = attestors.pod(folder).filter(|pod| pods.contains(pod))?;
                 Some((pod, self.program(folder, with_digests)?))
@@ -180,10 +189,16 @@ impl Drift {
         let exe = folder.join("exe");
         let digest = || with_digest.then(|| self.digests.of(&exe)).flatten();
         if let Some(path) = unix::program(folder) {
-            return Some(Program::File { path, digest: digest() });
+            return Some(Program::File {
+                path,
+                digest: digest(),
+            });
         }
         Some(match fs::read_link(&exe) {
-            Ok(name) => Program::Pathless { name: name.display().to_string(), digest: digest() },
+            Ok(name) => Program::Pathless {
+                name: name.display().to_string(),
+                digest: digest(),
+            },
             Err(_) => Program::Unreadable,
         })
     }
@@ -221,14 +236,24 @@ mod tests {
     #[track_caller]
     fn check(program: &Program, allowed: &[&str], expected: bool) {
         let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
-        assert_eq!(program.is_allowed(&allowed), expected, "{program:?} in {allowed:?}");
+        assert_eq!(
+            program.is_allowed(&allowed),
+            expected,
+            "{program:?} in {allowed:?}"
+        );
     }
 
     #[test]
     fn a_program_is_allowed_by_its_path_or_its_digest_and_by_nothing_else() {
         let digest = || Some("ab".to_owned());
-        let file = Program::File { path: "/bin/app".into(), digest: digest() };
-        let deleted = Program::Pathless { name: "/bin/app (deleted)".into(), digest: digest() };
+        let file = Program::File {
+            path: "/bin/app".into(),
+            digest: digest(),
+        };
+        let deleted = Program::Pathless {
+            name: "/bin/app (deleted)".into(),
+            digest: digest(),
+        };
         check(&file, &["/bin/app"], true);
         check(&file, &["/bin/app2"], false);
         check(&file, &["sha256:ab"], true);

@@ -30,7 +30,13 @@ pub fn start_log() {
     let _ = if plain {
         log.with(fmt::layer()).try_init()
     } else {
-        log.with(fmt::layer().json().flatten_event(true).with_current_span(false)).try_init()
+        log.with(
+            fmt::layer()
+                .json()
+                .flatten_event(true)
+                .with_current_span(false),
+        )
+        .try_init()
     };
 }
 
@@ -78,11 +84,31 @@ impl Metrics {
             state_writes_failed: Counter::default(),
         };
         let all = &mut metrics.registry;
-        all.register("workload_api_streams_open", "Open Workload API streams", metrics.streams.clone());
-        all.register("svids_issued", "X.509-SVIDs issued", metrics.svids_issued.clone());
-        all.register("requests_refused", "Requests refused", metrics.refused.clone());
-        all.register("deviations_seen", "Deviations from a baseline", metrics.deviations.clone());
-        all.register("svids_revoked", "X.509-SVIDs taken back", metrics.svids_revoked.clone());
+        all.register(
+            "workload_api_streams_open",
+            "Open Workload API streams",
+            metrics.streams.clone(),
+        );
+        all.register(
+            "svids_issued",
+            "X.509-SVIDs issued",
+            metrics.svids_issued.clone(),
+        );
+        all.register(
+            "requests_refused",
+            "Requests refused",
+            metrics.refused.clone(),
+        );
+        all.register(
+            "deviations_seen",
+            "Deviations from a baseline",
+            metrics.deviations.clone(),
+        );
+        all.register(
+            "svids_revoked",
+            "X.509-SVIDs taken back",
+            metrics.svids_revoked.clone(),
+        );
         all.register(
             "workload_reloads_failed",
             "Readings of the Workload folder that were refused",

@@ -84,12 +84,7 @@ impl<'a> Problems<'a> {
     }
 
     /// Adds a mistake with its mend.
-    pub fn error_with(
-        &mut self,
-        at: Place,
-        message: impl Into<String>,
-        hint: impl Into<String>,
-    ) {
+    pub fn error_with(&mut self, at: Place, message: impl Into<String>, hint: impl Into<String>) {
         self.add(Severity::Error, at, message.into(), Some(hint.into()));
     }
 

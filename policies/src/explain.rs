@@ -43,7 +43,11 @@ pub(crate) fn reason(question: &Question<'_>, decision: &Decision) -> String {
             "plaintext is refused: mutual TLS is STRICT here".into()
         }
         (DecidedBy::Rule(origin), _) => {
-            let verb = if decision.verdict == Verdict::Allow { "allows" } else { "denies" };
+            let verb = if decision.verdict == Verdict::Allow {
+                "allows"
+            } else {
+                "denies"
+            };
             match origin.rule {
                 Some(rule) => format!("rule {rule} of {} {verb} it", origin.policy),
                 None => format!("{} {verb} it", origin.policy),
@@ -51,12 +55,16 @@ pub(crate) fn reason(question: &Question<'_>, decision: &Decision) -> String {
         }
         (DecidedBy::NoMatch(PolicyKind::NetworkPolicy), _) => network_miss(question),
         (DecidedBy::NoMatch(_), _) => authorization_miss(question),
-        (DecidedBy::Default, Stage::Network) => {
-            default_text(question, decision.verdict, "no NetworkPolicy selects this end")
-        }
-        (DecidedBy::Default, _) => {
-            default_text(question, decision.verdict, "no ALLOW policy selects the destination")
-        }
+        (DecidedBy::Default, Stage::Network) => default_text(
+            question,
+            decision.verdict,
+            "no NetworkPolicy selects this end",
+        ),
+        (DecidedBy::Default, _) => default_text(
+            question,
+            decision.verdict,
+            "no ALLOW policy selects the destination",
+        ),
         (DecidedBy::Unasked, _) => "no policy was asked".into(),
     }
 }
@@ -67,7 +75,9 @@ pub(crate) fn considered(question: &Question<'_>) -> Vec<Considered> {
     for (own, places) in isolating(question) {
         let _ = own;
         for &place in places {
-            let Some(policy) = question.compiled.network.get(place) else { continue };
+            let Some(policy) = question.compiled.network.get(place) else {
+                continue;
+            };
             all.extend(network_rules(question, policy));
         }
     }
@@ -96,12 +106,16 @@ fn default_text(question: &Question<'_>, verdict: Verdict, why: &str) -> String 
 /// The entries whose network rules are asked, with the places of the policies.
 fn isolating<'a>(question: &Question<'a>) -> Vec<(&'a Entry, &'a [usize])> {
     match (question.access.direction, question.access.source.peer) {
-        (Direction::Inbound, _) => {
-            question.destination().map(|own| (own, own.ingress.as_slice())).into_iter().collect()
-        }
-        (Direction::Outbound, Peer::Verified(id)) => {
-            question.compiled.by_identity(id).map(|own| (own, own.egress.as_slice())).collect()
-        }
+        (Direction::Inbound, _) => question
+            .destination()
+            .map(|own| (own, own.ingress.as_slice()))
+            .into_iter()
+            .collect(),
+        (Direction::Outbound, Peer::Verified(id)) => question
+            .compiled
+            .by_identity(id)
+            .map(|own| (own, own.egress.as_slice()))
+            .collect(),
         (Direction::Outbound, Peer::Plaintext) => Vec::new(),
     }
 }
@@ -113,7 +127,12 @@ fn network_rules(question: &Question<'_>, policy: &net::NetworkPolicy) -> Vec<Co
     }
     .unwrap_or_default();
     if rules.is_empty() {
-        let origin = origin(PolicyKind::NetworkPolicy, &policy.meta, None, policy.meta.at.line);
+        let origin = origin(
+            PolicyKind::NetworkPolicy,
+            &policy.meta,
+            None,
+            policy.meta.at.line,
+        );
         return vec![Considered {
             origin,
             action: "isolate",
@@ -126,7 +145,12 @@ fn network_rules(question: &Question<'_>, policy: &net::NetworkPolicy) -> Vec<Co
         .map(|(place, rule)| {
             let (peers, ports) = network::explain_rule(question, policy, rule);
             Considered {
-                origin: origin(PolicyKind::NetworkPolicy, &policy.meta, Some(place), rule.at.line),
+                origin: origin(
+                    PolicyKind::NetworkPolicy,
+                    &policy.meta,
+                    Some(place),
+                    rule.at.line,
+                ),
                 action: "allow",
                 matched: peers && ports,
                 why: network_why(question, rule, peers, ports),
@@ -138,12 +162,20 @@ fn network_rules(question: &Question<'_>, policy: &net::NetworkPolicy) -> Vec<Co
 fn network_why(question: &Question<'_>, rule: &net::Rule, peers: bool, ports: bool) -> String {
     let port_text = || {
         let destination = &question.access.destination;
-        format!("{} {} is not in {}", protocol(destination.protocol), destination.port, ports_of(rule))
+        format!(
+            "{} {} is not in {}",
+            protocol(destination.protocol),
+            destination.port,
+            ports_of(rule)
+        )
     };
     match (peers, ports) {
         (true, true) => "it matches".into(),
         (true, false) => format!("matched all but the port: {}", port_text()),
-        (false, true) => format!("matched all but the peer: {} is not selected", other_end(question)),
+        (false, true) => format!(
+            "matched all but the peer: {} is not selected",
+            other_end(question)
+        ),
         (false, false) => {
             format!("neither the peer nor the port matches: {}", port_text())
         }
@@ -168,7 +200,10 @@ fn network_miss(question: &Question<'_>) -> String {
             format!("rule {rule} of {} {}", nearest.origin.policy, nearest.why)
         }
         (None, Some(first)) => {
-            format!("{} isolates this end and no rule allows anything", first.origin.policy)
+            format!(
+                "{} isolates this end and no rule allows anything",
+                first.origin.policy
+            )
         }
         (None, None) => "no NetworkPolicy rule allows it".into(),
     }
@@ -185,7 +220,12 @@ fn authorization_rules(question: &Question<'_>, policy: &AuthorizationPolicy) ->
     if policy.rules.is_empty() {
         let origin = origin(kind, &policy.meta, None, policy.meta.at.line);
         let why = "it has no rules: it allows nothing".into();
-        return vec![Considered { origin, action, matched: false, why }];
+        return vec![Considered {
+            origin,
+            action,
+            matched: false,
+            why,
+        }];
     }
     (0..)
         .zip(&policy.rules)
@@ -208,7 +248,9 @@ fn authorization_rules(question: &Question<'_>, policy: &AuthorizationPolicy) ->
 
 /// The ALLOW rule that came nearest.
 fn authorization_miss(question: &Question<'_>) -> String {
-    let Some(own) = question.destination() else { return "the destination is no Workload".into() };
+    let Some(own) = question.destination() else {
+        return "the destination is no Workload".into();
+    };
     let nearest = authorization::policies(question, &own.allow)
         .flat_map(|policy| (0..).zip(&policy.rules).map(move |rule| (policy, rule)))
         .map(|(policy, (place, rule))| {
@@ -241,8 +283,14 @@ fn rule_miss(question: &Question<'_>, action: Action, rule: &Rule) -> (usize, St
     };
     let mut missed = least(&rule.from);
     missed.extend(least(&rule.to));
-    missed.extend(authorization::misses(question, action, &rule.when).into_iter().cloned());
-    let Some(first) = missed.first() else { return (0, "matches".into()) };
+    missed.extend(
+        authorization::misses(question, action, &rule.when)
+            .into_iter()
+            .cloned(),
+    );
+    let Some(first) = missed.first() else {
+        return (0, "matches".into());
+    };
     let text = field_miss(question, first);
     let why = match missed.len() {
         1 => format!("matched all but the {text}"),
@@ -253,9 +301,17 @@ fn rule_miss(question: &Question<'_>, action: Action, rule: &Rule) -> (usize, St
 
 fn field_miss(question: &Question<'_>, field: &FieldMatch) -> String {
     let noun = field.field.noun();
-    let patterns: Vec<String> =
-        field.patterns.iter().take(SHOWN).map(|pattern| format!("`{}`", cut(&pattern.to_string()))).collect();
-    let more = if field.patterns.len() > SHOWN { ", …" } else { "" };
+    let patterns: Vec<String> = field
+        .patterns
+        .iter()
+        .take(SHOWN)
+        .map(|pattern| format!("`{}`", cut(&pattern.to_string())))
+        .collect();
+    let more = if field.patterns.len() > SHOWN {
+        ", …"
+    } else {
+        ""
+    };
     let list = format!("{}{more}", patterns.join(", "));
     let value = authorization::shown(question, &field.field);
     match (value, field.negated) {
@@ -267,8 +323,17 @@ fn field_miss(question: &Question<'_>, field: &FieldMatch) -> String {
 
 /// Values come from a peer: long ones are cut, control characters are shown, not sent on.
 fn cut(text: &str) -> String {
-    let mut shown: String =
-        text.chars().take(SHOWN_CHARS).flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect();
+    let mut shown: String = text
+        .chars()
+        .take(SHOWN_CHARS)
+        .flat_map(|c| {
+            if c.is_control() {
+                c.escape_default().collect::<Vec<_>>()
+            } else {
+                vec![c]
+            }
+        })
+        .collect();
     if text.chars().nth(SHOWN_CHARS).is_some() {
         shown.push('…');
     }
@@ -277,7 +342,11 @@ fn cut(text: &str) -> String {
 
 fn other_end(question: &Question<'_>) -> String {
     let access = question.access;
-    match (access.direction, access.source.peer, access.destination.workload) {
+    match (
+        access.direction,
+        access.source.peer,
+        access.destination.workload,
+    ) {
         (Direction::Inbound, Peer::Verified(id), _) => format!("`{id}`"),
         (Direction::Inbound, Peer::Plaintext, _) => match access.source.ip {
             Some(ip) => format!("`{ip}`, without an identity,"),

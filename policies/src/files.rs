@@ -21,7 +21,10 @@ pub const MAX_FILE_BYTES: u64 = 16 << 20;
 /// The system's own, with the path in front. A file that is too large, or that cannot be read, is
 /// an error: a policy that is passed over may have been the one that denies.
 pub fn read_documents(path: &Path) -> io::Result<Vec<SourceFile>> {
-    if !fs::metadata(path).map_err(|error| named(path, &error))?.is_dir() {
+    if !fs::metadata(path)
+        .map_err(|error| named(path, &error))?
+        .is_dir()
+    {
         return Ok(vec![read_one(path)?]);
     }
     let mut paths = Vec::new();
@@ -44,7 +47,11 @@ impl Fingerprint {
     /// Takes the fingerprint of a file or folder; one that is not there has an empty one.
     pub fn of(path: &Path) -> Self {
         let entries = fs::read_dir(path).map(|entries| {
-            entries.flatten().map(|entry| entry.path()).filter(|file| is_document(file)).collect()
+            entries
+                .flatten()
+                .map(|entry| entry.path())
+                .filter(|file| is_document(file))
+                .collect()
         });
         let mut paths: Vec<PathBuf> = entries.unwrap_or_else(|_| vec![path.to_owned()]);
         paths.sort();
@@ -58,7 +65,9 @@ impl Fingerprint {
 }
 
 fn read_one(path: &Path) -> io::Result<SourceFile> {
-    let size = fs::metadata(path).map_err(|error| named(path, &error))?.len();
+    let size = fs::metadata(path)
+        .map_err(|error| named(path, &error))?
+        .len();
     if size > MAX_FILE_BYTES {
         let problem = format!(
             "`{}` has {size} bytes, at most {MAX_FILE_BYTES} are read; split it",
@@ -67,16 +76,29 @@ fn read_one(path: &Path) -> io::Result<SourceFile> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
     }
     let text = fs::read(path).map_err(|error| named(path, &error))?;
-    Ok(SourceFile { path: PathBuf::from(path), text })
+    Ok(SourceFile {
+        path: PathBuf::from(path),
+        text,
+    })
 }
 
 fn is_document(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let is_yaml = [".yaml", ".yml", ".json"].iter().any(|ending| name.ends_with(ending));
-    let is_case = [".test.yaml", ".test.yml"].iter().any(|ending| name.ends_with(ending));
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let is_yaml = [".yaml", ".yml", ".json"]
+        .iter()
+        .any(|ending| name.ends_with(ending));
+    let is_case = [".test.yaml", ".test.yml"]
+        .iter()
+        .any(|ending| name.ends_with(ending));
     is_yaml && !is_case && !name.starts_with('.')
 }
 
 fn named(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot read `{}`: {error}", path.display()))
+    io::Error::new(
+        error.kind(),
+        format!("cannot read `{}`: {error}", path.display()),
+    )
 }

@@ -32,10 +32,15 @@ pub(crate) fn lint(documents: &Documents, options: &Options) -> Vec<Diagnostic> 
 /// other was meant to close.
 fn ored_operations(policy: &AuthorizationPolicy, rule: &Rule, warnings: &mut Vec<Diagnostic>) {
     let fields = |wanted: Field| -> Vec<&Vec<_>> {
-        rule.to.iter().filter(|fields| fields.iter().all(|one| one.field == wanted)).collect()
+        rule.to
+            .iter()
+            .filter(|fields| fields.iter().all(|one| one.field == wanted))
+            .collect()
     };
     let (methods, paths) = (fields(Field::Method), fields(Field::Path));
-    let (Some(methods), Some(paths)) = (methods.first(), paths.first()) else { return };
+    let (Some(methods), Some(paths)) = (methods.first(), paths.first()) else {
+        return;
+    };
     let list = |fields: &[crate::model::authorization_policy::FieldMatch]| {
         let texts: Vec<String> = fields
             .iter()
@@ -71,22 +76,31 @@ fn patterns(policy: &AuthorizationPolicy, rule: &Rule, warnings: &mut Vec<Diagno
                     format!("principal `{text}` never matches: a principal has no scheme"),
                     format!("write `{}`", text.trim_start_matches("spiffe://")),
                 )),
-                (Field::Method, Pattern::Exact(_)) if text.chars().any(|c| c.is_ascii_lowercase()) => {
+                (Field::Method, Pattern::Exact(_))
+                    if text.chars().any(|c| c.is_ascii_lowercase()) =>
+                {
                     Some((
-                        format!("method `{text}` never matches: methods are compared with their case"),
+                        format!(
+                            "method `{text}` never matches: methods are compared with their case"
+                        ),
                         format!("write `{}`", text.to_ascii_uppercase()),
                     ))
                 }
                 (Field::Path, Pattern::Exact(_) | Pattern::Prefix(_))
                     if !text.starts_with('/') && text != "*" =>
                 {
-                    Some((format!("path `{text}` never matches: a path begins with `/`"), format!("write `/{text}`")))
+                    Some((
+                        format!("path `{text}` never matches: a path begins with `/`"),
+                        format!("write `/{text}`"),
+                    ))
                 }
                 (_, Pattern::Exact(inner) | Pattern::Suffix(inner) | Pattern::Prefix(inner))
                     if inner.contains('*') =>
                 {
                     Some((
-                        format!("`{text}`: only one star, at the beginning or at the end, stands for anything"),
+                        format!(
+                            "`{text}`: only one star, at the beginning or at the end, stands for anything"
+                        ),
                         "every other star is an ordinary character".into(),
                     ))
                 }
@@ -102,12 +116,16 @@ fn patterns(policy: &AuthorizationPolicy, rule: &Rule, warnings: &mut Vec<Diagno
 /// A DENY by HTTP alone denies all that is not HTTP.
 fn http_on_tcp(policy: &AuthorizationPolicy, rule: &Rule, warnings: &mut Vec<Diagnostic>) {
     let names_port = rule.fields().any(|one| one.field == Field::DestinationPort);
-    let only_http = rule.fields().next().is_some() && rule.fields().all(|one| one.field.is_http_only());
+    let only_http =
+        rule.fields().next().is_some() && rule.fields().all(|one| one.field.is_http_only());
     if policy.action == Action::Deny && only_http && !names_port {
         warn(
             &policy.meta,
             rule.at,
-            format!("DENY `{}` names HTTP alone, so it denies every TCP connection", policy.meta.full_name),
+            format!(
+                "DENY `{}` names HTTP alone, so it denies every TCP connection",
+                policy.meta.full_name
+            ),
             Some("add `ports` with the HTTP ports that are meant".into()),
             warnings,
         );
@@ -115,12 +133,18 @@ fn http_on_tcp(policy: &AuthorizationPolicy, rule: &Rule, warnings: &mut Vec<Dia
 }
 
 fn allow_everything(policy: &AuthorizationPolicy, warnings: &mut Vec<Diagnostic>) {
-    let open = policy.rules.iter().find(|rule| rule.fields().next().is_none());
+    let open = policy
+        .rules
+        .iter()
+        .find(|rule| rule.fields().next().is_none());
     if let (Action::Allow, Some(rule)) = (policy.action, open) {
         warn(
             &policy.meta,
             rule.at,
-            format!("ALLOW `{}` allows everything, plaintext too where it is accepted", policy.meta.full_name),
+            format!(
+                "ALLOW `{}` allows everything, plaintext too where it is accepted",
+                policy.meta.full_name
+            ),
             None,
             warnings,
         );
@@ -140,7 +164,9 @@ fn selects_nobody(documents: &Documents, options: &Options, warnings: &mut Vec<D
         }
     };
     for policy in &documents.network_policies {
-        look("NetworkPolicy", &policy.meta, &|labels| policy.pods.matches(labels));
+        look("NetworkPolicy", &policy.meta, &|labels| {
+            policy.pods.matches(labels)
+        });
     }
     for policy in &documents.authorization_policies {
         look("AuthorizationPolicy", &policy.meta, &|labels| {

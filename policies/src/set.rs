@@ -61,9 +61,15 @@ pub struct Defaults {
 
 impl Defaults {
     /// Deny both: zero trust.
-    pub const STRICT: Self = Self { network: Verdict::Deny, authorization: Verdict::Deny };
+    pub const STRICT: Self = Self {
+        network: Verdict::Deny,
+        authorization: Verdict::Deny,
+    };
     /// Allow both: as Kubernetes and Istio.
-    pub const ISTIO: Self = Self { network: Verdict::Allow, authorization: Verdict::Allow };
+    pub const ISTIO: Self = Self {
+        network: Verdict::Allow,
+        authorization: Verdict::Allow,
+    };
 }
 
 /// Everything that was loaded, compiled and indexed; immutable.
@@ -97,7 +103,13 @@ impl PolicySet {
             found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
             return Err(found);
         }
-        Ok(Loaded { set: Self { compiled, defaults: options.defaults }, warnings })
+        Ok(Loaded {
+            set: Self {
+                compiled,
+                defaults: options.defaults,
+            },
+            warnings,
+        })
     }
 
     /// The Workload of this name.
@@ -118,12 +130,16 @@ impl PolicySet {
     /// What PeerAuthentication says for a port of a workload. A workload that is not known takes
     /// no plaintext.
     pub fn mtls_mode(&self, workload: &WorkloadName, port: u16) -> MtlsMode {
-        self.compiled.by_name(workload).map_or(MtlsMode::Strict, |entry| entry.mtls.of_port(port).0)
+        self.compiled
+            .by_name(workload)
+            .map_or(MtlsMode::Strict, |entry| entry.mtls.of_port(port).0)
     }
 
     /// Who said what [`PolicySet::mtls_mode`] tells, if anybody did.
     pub fn mtls_origin(&self, workload: &WorkloadName, port: u16) -> Option<&RuleOrigin> {
-        self.compiled.by_name(workload).and_then(|entry| entry.mtls.of_port(port).1.as_ref())
+        self.compiled
+            .by_name(workload)
+            .and_then(|entry| entry.mtls.of_port(port).1.as_ref())
     }
 
     /// The whole road in one question: peer authentication, network, authorization. Outbound,
@@ -166,6 +182,10 @@ impl PolicySet {
     }
 
     fn question<'a>(&'a self, access: &'a Access<'a>) -> Question<'a> {
-        Question { compiled: &self.compiled, defaults: self.defaults, access }
+        Question {
+            compiled: &self.compiled,
+            defaults: self.defaults,
+            access,
+        }
     }
 }

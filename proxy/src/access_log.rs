@@ -53,7 +53,9 @@ impl AccessLog {
 
     /// Hands a line to the thread. A full queue drops it, and counts that.
     pub(crate) fn write(&self, record: &Record) {
-        let Ok(mut line) = serde_json::to_vec(record) else { return };
+        let Ok(mut line) = serde_json::to_vec(record) else {
+            return;
+        };
         line.push(b'\n');
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
             self.lines.try_send(line)
@@ -101,7 +103,9 @@ impl Record {
     /// A line about a connection, or about a request on it.
     pub(crate) fn of(facts: &Facts) -> Self {
         Self {
-            timestamp: OffsetDateTime::from(SystemTime::now()).format(&Rfc3339).unwrap_or_default(),
+            timestamp: OffsetDateTime::from(SystemTime::now())
+                .format(&Rfc3339)
+                .unwrap_or_default(),
             target: "access",
             direction: direction(facts.direction),
             connection_id: facts.id,
@@ -115,7 +119,12 @@ impl Record {
     }
 
     /// What was decided, and why.
-    pub(crate) fn decided(mut self, set: &PolicySet, access: &Access<'_>, decision: &Decision) -> Self {
+    pub(crate) fn decided(
+        mut self,
+        set: &PolicySet,
+        access: &Access<'_>,
+        decision: &Decision,
+    ) -> Self {
         self.verdict = Some(match decision.verdict {
             Verdict::Allow => "allow",
             Verdict::Deny => "deny",

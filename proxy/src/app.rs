@@ -89,7 +89,9 @@ pub fn harden(config: &Config) -> anyhow::Result<()> {
     postern_harden::no_new_privileges()?;
     postern_harden::no_core_files()?;
     if config.allow_dumpable {
-        tracing::warn!("`harden.insecureAllowDumpable` is on: processes of this user can read the proxy's keys");
+        tracing::warn!(
+            "`harden.insecureAllowDumpable` is on: processes of this user can read the proxy's keys"
+        );
     } else {
         postern_harden::not_dumpable()?;
     }
@@ -123,19 +125,36 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Arc::new(move || proxy.missing())
     };
     let config = &proxy.config;
-    let told = telemetry::serve(config.metrics, "metrics", metrics.clone(), readiness.clone(), None).await?;
+    let told = telemetry::serve(
+        config.metrics,
+        "metrics",
+        metrics.clone(),
+        readiness.clone(),
+        None,
+    )
+    .await?;
     let inspector = {
         let proxy = proxy.clone();
         Arc::new(move |path: &str| inspect(&proxy, path)) as telemetry::Inspector
     };
-    let inspected =
-        telemetry::serve(config.admin, "admin", metrics.clone(), readiness, Some(inspector)).await?;
+    let inspected = telemetry::serve(
+        config.admin,
+        "admin",
+        metrics.clone(),
+        readiness,
+        Some(inspector),
+    )
+    .await?;
     // Everything is open that needed a right.
     postern_harden::keep_capabilities(&[])?;
 
     tokio::spawn(told);
     tokio::spawn(inspected);
-    tokio::spawn(tls::follow(config.identity.clone(), identity_sender, metrics.clone()));
+    tokio::spawn(tls::follow(
+        config.identity.clone(),
+        identity_sender,
+        metrics.clone(),
+    ));
     tokio::spawn(policy_source::follow(
         config.policies.clone(),
         identity,
@@ -163,7 +182,10 @@ impl Listeners {
     async fn bind(config: &Config) -> anyhow::Result<Self> {
         let mut outbound = Vec::new();
         if let Some(address) = config.outbound.listen {
-            outbound.push((listener::bind(address, "outbound.listen").await?, Way::Redirected));
+            outbound.push((
+                listener::bind(address, "outbound.listen").await?,
+                Way::Redirected,
+            ));
         }
         for one in &config.outbound.listeners {
             let bound = listener::bind(one.listen, "outbound.listeners").await?;
@@ -176,13 +198,23 @@ impl Listeners {
     fn serve(self, proxy: &Arc<Proxy>, open: &TaskTracker, stop: &CancellationToken) {
         let places = Arc::new(Semaphore::new(listener::MAX_CONNECTIONS));
         let inbound = each(proxy, open, "inbound", inbound::connection);
-        tokio::spawn(listener::accept(self.inbound, places, stop.clone(), inbound));
+        tokio::spawn(listener::accept(
+            self.inbound,
+            places,
+            stop.clone(),
+            inbound,
+        ));
         let places = Arc::new(Semaphore::new(listener::MAX_CONNECTIONS));
         for (listener, way) in self.outbound {
             let outbound = each(proxy, open, "outbound", move |proxy, stream, from| {
                 outbound::connection(proxy, stream, from, way.clone())
             });
-            tokio::spawn(listener::accept(listener, places.clone(), stop.clone(), outbound));
+            tokio::spawn(listener::accept(
+                listener,
+                places.clone(),
+                stop.clone(),
+                outbound,
+            ));
         }
     }
 }
@@ -195,7 +227,10 @@ fn each<F: Future<Output = ()> + Send + 'static>(
     road: impl Fn(Arc<Proxy>, TcpStream, SocketAddr) -> F + Send + 'static,
 ) -> impl FnMut(TcpStream, SocketAddr, OwnedSemaphorePermit) + Send + 'static {
     let (proxy, open) = (proxy.clone(), open.clone());
-    let accepted = proxy.metrics.connections.get_or_create_owned(&DirectionLabel { direction });
+    let accepted = proxy
+        .metrics
+        .connections
+        .get_or_create_owned(&DirectionLabel { direction });
     move |stream, from, place| {
         accepted.inc();
         let work = road(proxy.clone(), stream, from);
@@ -218,8 +253,13 @@ async fn recheck(proxy: Arc<Proxy>) {
             }
             changed = policies.changed() => if changed.is_err() { return },
         }
-        let (identity, policies) = (identity.borrow_and_update().clone(), policies.borrow_and_update().clone());
-        proxy.connections.recheck(identity.as_deref(), policies.as_deref());
+        let (identity, policies) = (
+            identity.borrow_and_update().clone(),
+            policies.borrow_and_update().clone(),
+        );
+        proxy
+            .connections
+            .recheck(identity.as_deref(), policies.as_deref());
     }
 }
 
@@ -232,7 +272,9 @@ async fn announce(proxy: Arc<Proxy>) {
         return;
     }
     if proxy.own_workload().is_none() {
-        tracing::error!("no Workload, or more than one, has our identity: inbound, all is denied; name it with `workload`");
+        tracing::error!(
+            "no Workload, or more than one, has our identity: inbound, all is denied; name it with `workload`"
+        );
     }
     tracing::info!(
         inbound = %proxy.config.inbound.listen,

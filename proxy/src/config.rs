@@ -147,7 +147,9 @@ impl Config {
     /// Every mistake of the file; callers exit with 64.
     pub fn read(path: &Path, text: &[u8], endpoint: Option<&str>) -> Result<Self, Vec<Diagnostic>> {
         let folder = path.parent().unwrap_or(Path::new("."));
-        read_one(path, text, |node, problems| config(node, folder, endpoint, problems))
+        read_one(path, text, |node, problems| {
+            config(node, folder, endpoint, problems)
+        })
     }
 }
 
@@ -202,13 +204,23 @@ fn identity(
     endpoint: Option<&str>,
     problems: &mut Problems<'_>,
 ) -> Option<IdentitySource> {
-    let socket = |text: &str| text.strip_prefix("unix://").filter(|path| path.starts_with('/')).map(PathBuf::from);
+    let socket = |text: &str| {
+        text.strip_prefix("unix://")
+            .filter(|path| path.starts_with('/'))
+            .map(PathBuf::from)
+    };
     let section = match all.get("identity") {
-        Some(node) => Some(Fields::of(node, "identity", &["workloadApi", "files"], problems)?),
+        Some(node) => Some(Fields::of(
+            node,
+            "identity",
+            &["workloadApi", "files"],
+            problems,
+        )?),
         None => None,
     };
-    let (api, files) =
-        section.map_or((None, None), |section| (section.get("workloadApi"), section.get("files")));
+    let (api, files) = section.map_or((None, None), |section| {
+        (section.get("workloadApi"), section.get("files"))
+    });
     match (api, files) {
         (Some(node), Some(_)) => {
             problems.error(node.at, "`identity` is `workloadApi` or `files`, not both");
@@ -219,7 +231,11 @@ fn identity(
             let path = socket(text);
             if path.is_none() {
                 let hint = "write it as `unix:///run/postern/agent.sock`";
-                problems.error_with(node.at, format!("`{text}` is no address of a Unix socket"), hint);
+                problems.error_with(
+                    node.at,
+                    format!("`{text}` is no address of a Unix socket"),
+                    hint,
+                );
             }
             path.map(IdentitySource::WorkloadApi)
         }
@@ -230,36 +246,44 @@ fn identity(
                 fields::filled(node, name, problems).map(|text| folder.join(text))
             };
             let (certificate, key, bundle) = (path("certificate"), path("key"), path("bundle"));
-            Some(IdentitySource::Files { certificate: certificate?, key: key?, bundle: bundle? })
+            Some(IdentitySource::Files {
+                certificate: certificate?,
+                key: key?,
+                bundle: bundle?,
+            })
         }
-        (None, None) => match endpoint {
-            None => Some(IdentitySource::WorkloadApi(PathBuf::from(AGENT_SOCKET))),
-            Some(text) => match socket(text) {
-                Some(path) => Some(IdentitySource::WorkloadApi(path)),
-                None => {
-                    problems.error(
+        (None, None) => {
+            match endpoint {
+                None => Some(IdentitySource::WorkloadApi(PathBuf::from(AGENT_SOCKET))),
+                Some(text) => match socket(text) {
+                    Some(path) => Some(IdentitySource::WorkloadApi(path)),
+                    None => {
+                        problems.error(
                         all.at,
                         format!("SPIFFE_ENDPOINT_SOCKET is `{text}`, which is no Unix socket's address"),
                     );
-                    None
-                }
-            },
-        },
+                        None
+                    }
+                },
+            }
+        }
     }
 }
 
-fn policies(
-    all: &Fields<'_>,
-    folder: &Path,
-    problems: &mut Problems<'_>,
-) -> Option<PolicyFolders> {
+fn policies(all: &Fields<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<PolicyFolders> {
     let mut namespace = "default".to_owned();
     let mut directory = |name: &str, problems: &mut Problems<'_>| -> Option<Option<PathBuf>> {
-        let Some(node) = all.get(name) else { return Some(None) };
+        let Some(node) = all.get(name) else {
+            return Some(None);
+        };
         let section = Fields::of(node, name, &["directory", "agent", "namespace"], problems)?;
         if let Some(node) = section.get("agent") {
             let hint = format!("write `{name}: {{directory: …}}`");
-            problems.error_with(node.at, format!("`{name}.agent` is not supported yet"), hint);
+            problems.error_with(
+                node.at,
+                format!("`{name}.agent` is not supported yet"),
+                hint,
+            );
             return None;
         }
         if let Some(node) = section.get("namespace") {
@@ -272,7 +296,11 @@ fn policies(
     let workloads = directory("workloads", problems)?;
     let Some(policies) = policies else {
         let hint = "`policies: {directory: policies/}`";
-        problems.error_with(all.at, "proxy.yaml needs `policies`: without any, all is denied", hint);
+        problems.error_with(
+            all.at,
+            "proxy.yaml needs `policies`: without any, all is denied",
+            hint,
+        );
         return None;
     };
     let root_namespace = match all.get("rootNamespace") {
@@ -280,12 +308,20 @@ fn policies(
         None => "istio-system".to_owned(),
     };
     let defaults = defaults(all, problems)?;
-    Some(PolicyFolders { policies, workloads, namespace, root_namespace, defaults })
+    Some(PolicyFolders {
+        policies,
+        workloads,
+        namespace,
+        root_namespace,
+        defaults,
+    })
 }
 
 /// `strict`, `istio`, or each by itself.
 fn defaults(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Defaults> {
-    let Some(node) = all.get("defaults") else { return Some(Defaults::STRICT) };
+    let Some(node) = all.get("defaults") else {
+        return Some(Defaults::STRICT);
+    };
     if let Value::Text(text) = &node.value {
         return match text.as_str() {
             "strict" => Some(Defaults::STRICT),
@@ -309,7 +345,10 @@ fn defaults(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Defaults> {
             }
         },
     };
-    Some(Defaults { network: verdict("network")?, authorization: verdict("authorization")? })
+    Some(Defaults {
+        network: verdict("network")?,
+        authorization: verdict("authorization")?,
+    })
 }
 
 fn inbound(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Inbound> {
@@ -320,17 +359,23 @@ fn inbound(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Inbound> {
         Some(node) => fields::socket_address(node, "inbound.listen", problems),
         None => Some(INBOUND),
     };
-    let forward = section.required("forward", "inbound", problems).and_then(|node| {
-        match fields::text(node, "inbound.forward", problems)? {
-            "original-destination" => Some(Forward::OriginalDestination),
-            "transparent" => {
-                let hint = "`original-destination` works behind a REDIRECT rule";
-                problems.error_with(node.at, "`forward: transparent` is not supported yet", hint);
-                None
-            }
-            _ => fields::socket_address(node, "inbound.forward", problems).map(Forward::To),
-        }
-    });
+    let forward = section
+        .required("forward", "inbound", problems)
+        .and_then(
+            |node| match fields::text(node, "inbound.forward", problems)? {
+                "original-destination" => Some(Forward::OriginalDestination),
+                "transparent" => {
+                    let hint = "`original-destination` works behind a REDIRECT rule";
+                    problems.error_with(
+                        node.at,
+                        "`forward: transparent` is not supported yet",
+                        hint,
+                    );
+                    None
+                }
+                _ => fields::socket_address(node, "inbound.forward", problems).map(Forward::To),
+            },
+        );
     let protocol = match section.get("protocol") {
         Some(node) => protocol(node, problems),
         None => Some(Protocol::Auto),
@@ -363,7 +408,9 @@ fn protocol(node: &Node, problems: &mut Problems<'_>) -> Option<Protocol> {
 }
 
 fn outbound(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Outbound> {
-    let Some(node) = all.get("outbound") else { return Some(Outbound::default()) };
+    let Some(node) = all.get("outbound") else {
+        return Some(Outbound::default());
+    };
     let section = Fields::of(node, "outbound", &["listen", "listeners"], problems)?;
     let listen = match section.get("listen") {
         Some(node) => Some(fields::socket_address(node, "outbound.listen", problems)?),
@@ -387,19 +434,28 @@ fn outbound(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Outbound> {
             })
         })
         .collect();
-    Some(Outbound { listen, listeners: listeners.into_iter().collect::<Option<_>>()? })
+    Some(Outbound {
+        listen,
+        listeners: listeners.into_iter().collect::<Option<_>>()?,
+    })
 }
 
 fn workload_name(node: &Node, what: &str, problems: &mut Problems<'_>) -> Option<WorkloadName> {
     let text = fields::filled(node, what, problems)?;
     match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Some(WorkloadName {
-            namespace: Arc::from(namespace),
-            name: Arc::from(name),
-        }),
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Some(WorkloadName {
+                namespace: Arc::from(namespace),
+                name: Arc::from(name),
+            })
+        }
         _ => {
             let hint = "write it as `namespace/name`";
-            problems.error_with(node.at, format!("`{text}` in `{what}` is no Workload"), hint);
+            problems.error_with(
+                node.at,
+                format!("`{text}` in `{what}` is no Workload"),
+                hint,
+            );
             None
         }
     }
@@ -411,7 +467,9 @@ fn listen(
     default: SocketAddr,
     problems: &mut Problems<'_>,
 ) -> Option<SocketAddr> {
-    let Some(node) = all.get(name) else { return Some(default) };
+    let Some(node) = all.get(name) else {
+        return Some(default);
+    };
     let section = Fields::of(node, name, &["listen"], problems)?;
     match section.get("listen") {
         Some(node) => fields::socket_address(node, &format!("{name}.listen"), problems),
@@ -420,7 +478,9 @@ fn listen(
 }
 
 fn access_log(all: &Fields<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<PathBuf> {
-    let Some(node) = all.get("accessLog") else { return Some(PathBuf::from("/dev/stdout")) };
+    let Some(node) = all.get("accessLog") else {
+        return Some(PathBuf::from("/dev/stdout"));
+    };
     let section = Fields::of(node, "accessLog", &["format", "path"], problems)?;
     if let Some(node) = section.get("format")
         && fields::text(node, "accessLog.format", problems)? != "json"
@@ -429,14 +489,18 @@ fn access_log(all: &Fields<'_>, folder: &Path, problems: &mut Problems<'_>) -> O
         return None;
     }
     match section.get("path") {
-        Some(node) => fields::filled(node, "accessLog.path", problems).map(|text| folder.join(text)),
+        Some(node) => {
+            fields::filled(node, "accessLog.path", problems).map(|text| folder.join(text))
+        }
         None => Some(PathBuf::from("/dev/stdout")),
     }
 }
 
 /// A switch of a section that is off unless it is switched on.
 fn flag(all: &Fields<'_>, section: &str, name: &str, problems: &mut Problems<'_>) -> Option<bool> {
-    let Some(node) = all.get(section) else { return Some(false) };
+    let Some(node) = all.get(section) else {
+        return Some(false);
+    };
     let fields = Fields::of(node, section, &[name], problems)?;
     match fields.get(name) {
         Some(node) => fields::boolean(node, name, problems),
@@ -485,7 +549,10 @@ mod tests {
         let config = read(SMALLEST).unwrap();
         assert_eq!(config.inbound.listen.port(), 15006);
         assert_eq!(config.inbound.protocol, Protocol::Auto);
-        assert_eq!(config.inbound.forward, Forward::To("127.0.0.1:8080".parse().unwrap()));
+        assert_eq!(
+            config.inbound.forward,
+            Forward::To("127.0.0.1:8080".parse().unwrap())
+        );
         assert_eq!(config.policies.policies, Path::new("/etc/postern/p"));
         assert!(!config.allow_dumpable && !config.reason_header);
     }
@@ -494,7 +561,10 @@ mod tests {
     fn refused(text: &str, expected: &[&str]) {
         let found = read(text).unwrap_err();
         for part in expected {
-            assert!(found.iter().any(|one| one.contains(part)), "`{part}` in {found:?}");
+            assert!(
+                found.iter().any(|one| one.contains(part)),
+                "`{part}` in {found:?}"
+            );
         }
     }
 
@@ -515,13 +585,31 @@ mod tests {
     fn what_cannot_be_honoured_is_refused() {
         let with = |more: &str| format!("{SMALLEST}{more}");
         refused("inbound: {forward: '127.0.0.1:1'}", &["needs `policies`"]);
-        refused("policies: {agent: {}}\ninbound: {forward: '127.0.0.1:1'}", &["not supported yet"]);
-        refused("policies: {directory: p}\ninbound: {forward: transparent}", &["not supported yet"]);
-        refused(&with("admin: {listen: '0.0.0.0:15000'}"), &["must be a loopback address"]);
-        refused(&with("identity: {workloadApi: 'tcp://1.2.3.4:5'}"), &["no address of a Unix socket"]);
-        refused(&with("identity: {files: {key: k}}"), &["needs `certificate`", "needs `bundle`"]);
+        refused(
+            "policies: {agent: {}}\ninbound: {forward: '127.0.0.1:1'}",
+            &["not supported yet"],
+        );
+        refused(
+            "policies: {directory: p}\ninbound: {forward: transparent}",
+            &["not supported yet"],
+        );
+        refused(
+            &with("admin: {listen: '0.0.0.0:15000'}"),
+            &["must be a loopback address"],
+        );
+        refused(
+            &with("identity: {workloadApi: 'tcp://1.2.3.4:5'}"),
+            &["no address of a Unix socket"],
+        );
+        refused(
+            &with("identity: {files: {key: k}}"),
+            &["needs `certificate`", "needs `bundle`"],
+        );
         refused(&with("workload: frontend"), &["is no Workload"]);
         refused(&with("defaults: open"), &["`open` is no default"]);
-        refused(&with("outbound: {listeners: [{listen: '127.0.0.1:1', to: a/b}]}"), &["needs `port`"]);
+        refused(
+            &with("outbound: {listeners: [{listen: '127.0.0.1:1', to: a/b}]}"),
+            &["needs `port`"],
+        );
     }
 }

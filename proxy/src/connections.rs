@@ -53,7 +53,11 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// The peer proved itself.
-    pub(crate) fn verified(mut self, peer: &VerifiedPeer, chain: Vec<CertificateDer<'static>>) -> Self {
+    pub(crate) fn verified(
+        mut self,
+        peer: &VerifiedPeer,
+        chain: Vec<CertificateDer<'static>>,
+    ) -> Self {
         match self.direction {
             Direction::Inbound => self.source_identity = Some(peer.id().clone()),
             Direction::Outbound => self.destination_identity = Some(peer.id().clone()),
@@ -68,7 +72,10 @@ impl Facts {
         Access {
             direction: self.direction,
             source: Source {
-                peer: self.source_identity.as_ref().map_or(Peer::Plaintext, Peer::Verified),
+                peer: self
+                    .source_identity
+                    .as_ref()
+                    .map_or(Peer::Plaintext, Peer::Verified),
                 ip: Some(self.source.ip().to_canonical()),
                 namespace: None,
                 labels: None,
@@ -95,7 +102,11 @@ pub(crate) struct Connections {
 
 impl Connections {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { next: AtomicU64::new(1), open: DashMap::new(), metrics }
+        Self {
+            next: AtomicU64::new(1),
+            open: DashMap::new(),
+            metrics,
+        }
     }
 
     /// A number for a new connection.
@@ -106,11 +117,19 @@ impl Connections {
     /// Watches a connection for as long as the answer is held.
     pub(crate) fn watch(self: &Arc<Self>, facts: Facts) -> Watched {
         let ending = CancellationToken::new();
-        let direction = DirectionLabel { direction: access_log::direction(facts.direction) };
+        let direction = DirectionLabel {
+            direction: access_log::direction(facts.direction),
+        };
         self.metrics.open.get_or_create(&direction).inc();
         let (id, expires) = (facts.id, facts.expires);
         self.open.insert(id, (facts, ending.clone()));
-        Watched { connections: self.clone(), id, ending, expires, direction }
+        Watched {
+            connections: self.clone(),
+            id,
+            ending,
+            expires,
+            direction,
+        }
     }
 
     /// Asks of every open connection whether it may go on.
@@ -128,12 +147,18 @@ impl Connections {
             return;
         }
         let direction = access_log::direction(facts.direction);
-        self.metrics.cut.get_or_create(&RefusalLabels { direction, reason }).inc();
+        self.metrics
+            .cut
+            .get_or_create(&RefusalLabels { direction, reason })
+            .inc();
         tracing::info!(
             connection_id = facts.id,
             direction,
             src.identity = facts.source_identity.as_ref().map(tracing::field::display),
-            dst.identity = facts.destination_identity.as_ref().map(tracing::field::display),
+            dst.identity = facts
+                .destination_identity
+                .as_ref()
+                .map(tracing::field::display),
             reason,
             "an open connection may not go on"
         );
@@ -166,7 +191,9 @@ fn may_not_go_on(
     identity: Option<&Identity>,
     set: Option<&PolicySet>,
 ) -> Option<&'static str> {
-    let (Some(identity), Some(set)) = (identity, set) else { return Some("no_identity") };
+    let (Some(identity), Some(set)) = (identity, set) else {
+        return Some("no_identity");
+    };
     if !facts.chain.is_empty() {
         let role = match facts.direction {
             Direction::Inbound => PeerRole::Client,
@@ -194,7 +221,9 @@ pub(crate) struct Watched {
 impl Watched {
     /// Waits until the connection must end.
     pub(crate) async fn must_end(&self) {
-        let left = self.expires.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
+        let left = self
+            .expires
+            .map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
         tokio::select! {
             () = self.ending.cancelled() => {}
             () = async {
@@ -216,6 +245,10 @@ impl Watched {
 impl Drop for Watched {
     fn drop(&mut self) {
         self.connections.open.remove(&self.id);
-        self.connections.metrics.open.get_or_create(&self.direction).dec();
+        self.connections
+            .metrics
+            .open
+            .get_or_create(&self.direction)
+            .dec();
     }
 }

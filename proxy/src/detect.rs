@@ -25,13 +25,18 @@ pub(crate) enum Spoken {
 
 /// Tells what is spoken; `None` as long as it could still be several things. Pure.
 pub(crate) fn classify(first: &[u8]) -> Option<Spoken> {
-    let preface = PREFACE.get(..first.len().min(PREFACE.len())).unwrap_or_default();
+    let preface = PREFACE
+        .get(..first.len().min(PREFACE.len()))
+        .unwrap_or_default();
     let could_be_http2 = !first.is_empty() && first.starts_with(preface);
     if could_be_http2 && first.len() >= PREFACE.len() {
         return Some(Spoken::Http2);
     }
     // A method: capital letters, then a space.
-    let letters = first.iter().take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-').count();
+    let letters = first
+        .iter()
+        .take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-')
+        .count();
     match first.get(letters) {
         None if letters <= LONGEST_METHOD => None,
         Some(b' ') if letters > 0 && !could_be_http2 => Some(Spoken::Http1),
@@ -64,7 +69,14 @@ pub(crate) async fn detect<S: AsyncRead + Unpin>(
         Ok(spoken) => spoken?,
         Err(_) => Spoken::Other,
     };
-    Ok((spoken, Rewound { first, read: 0, stream }))
+    Ok((
+        spoken,
+        Rewound {
+            first,
+            read: 0,
+            stream,
+        },
+    ))
 }
 
 /// A stream whose first bytes were looked at and are read again.
@@ -84,7 +96,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
         let me = &mut *self;
         match me.first.get(me.read..) {
             Some(left) if !left.is_empty() => {
-                let now = left.get(..buffer.remaining().min(left.len())).unwrap_or_default();
+                let now = left
+                    .get(..buffer.remaining().min(left.len()))
+                    .unwrap_or_default();
                 buffer.put_slice(now);
                 me.read += now.len();
                 if me.read == me.first.len() {

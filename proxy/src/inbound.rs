@@ -50,7 +50,10 @@ pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: Socke
         }
     };
     if let Err(refusal) = road(&proxy, stream, facts.clone(), began).await {
-        let labels = RefusalLabels { direction: "inbound", reason: refusal.label };
+        let labels = RefusalLabels {
+            direction: "inbound",
+            reason: refusal.label,
+        };
         proxy.metrics.refused.get_or_create(&labels).inc();
         let record = refusal.record.map_or_else(
             || Record::of(&facts).refused(refusal.stage, refusal.reason),
@@ -70,11 +73,21 @@ struct Refusal {
 
 impl Refusal {
     fn new(label: &'static str, stage: &'static str, reason: impl Into<String>) -> Self {
-        Self { label, stage, reason: reason.into(), record: None }
+        Self {
+            label,
+            stage,
+            reason: reason.into(),
+            record: None,
+        }
     }
 
     fn decided(label: &'static str, record: Record) -> Self {
-        Self { label, stage: "", reason: String::new(), record: Some(Box::new(record)) }
+        Self {
+            label,
+            stage: "",
+            reason: String::new(),
+            record: Some(Box::new(record)),
+        }
     }
 }
 
@@ -86,18 +99,29 @@ async fn road(
 ) -> Result<(), Refusal> {
     // Without an identity or policies there is nobody to say yes.
     let (identity, set) = proxy.ready().ok_or_else(|| {
-        Refusal::new("not_ready", "peerAuthentication", "the proxy has no identity or no policies")
+        Refusal::new(
+            "not_ready",
+            "peerAuthentication",
+            "the proxy has no identity or no policies",
+        )
     })?;
 
     // Plaintext or TLS, and which of them this port takes.
     let is_tls = looks_like_tls(&stream, proxy.config.inbound.handshake_timeout).await?;
     let port = facts.destination.port();
-    let mode = facts.workload.as_ref().map_or(MtlsMode::Strict, |name| set.mtls_mode(name, port));
+    let mode = facts
+        .workload
+        .as_ref()
+        .map_or(MtlsMode::Strict, |name| set.mtls_mode(name, port));
     match (mode, is_tls) {
         (MtlsMode::Strict, false) => Err(refused_plaintext(&set, &facts, began)),
         (MtlsMode::Strict | MtlsMode::Permissive, true) => {
             let (stream, facts) = handshake(proxy, &identity, stream, facts).await?;
-            let http2 = stream.get_ref().1.alpn_protocol().map(|protocol| protocol == b"h2");
+            let http2 = stream
+                .get_ref()
+                .1
+                .alpn_protocol()
+                .map(|protocol| protocol == b"h2");
             admitted(proxy, &identity, &set, stream, facts, http2).await
         }
         (MtlsMode::Permissive | MtlsMode::Disable, _) => {
@@ -157,9 +181,11 @@ async fn spoken<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             let (spoken, stream) = detect(stream, HTTP_PATIENCE).await.map_err(failed)?;
             http_of(proxy, identity, stream, facts, spoken).await
         }
-        (Protocol::Http1 | Protocol::Http2, Some(_)) => {
-            Err(Refusal::new("protocol", "network", "the caller speaks another version of HTTP"))
-        }
+        (Protocol::Http1 | Protocol::Http2, Some(_)) => Err(Refusal::new(
+            "protocol",
+            "network",
+            "the caller speaks another version of HTTP",
+        )),
     }
 }
 
@@ -173,7 +199,11 @@ async fn http_of<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     match spoken {
         Spoken::Http1 => http(proxy, identity, stream, facts, false).await,
         Spoken::Http2 => http(proxy, identity, stream, facts, true).await,
-        Spoken::Other => Err(Refusal::new("protocol", "network", "the caller does not speak HTTP")),
+        Spoken::Other => Err(Refusal::new(
+            "protocol",
+            "network",
+            "the caller does not speak HTTP",
+        )),
     }
 }
 
@@ -194,7 +224,13 @@ async fn tcp<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let mut app = timeout(CONNECT_TIMEOUT, TcpStream::connect(facts.destination))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(|error| Refusal::new("upstream", "upstream", format!("cannot reach the app: {error}")))?;
+        .map_err(|error| {
+            Refusal::new(
+                "upstream",
+                "upstream",
+                format!("cannot reach the app: {error}"),
+            )
+        })?;
     let _ = app.set_nodelay(true);
     match relay::relay(&mut stream, &mut app).await {
         Ok((received, sent)) => (record.bytes_received, record.bytes_sent) = (received, sent),
@@ -213,10 +249,17 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     http2: bool,
 ) -> Result<(), Refusal> {
     let client_cert = facts.chain.first().and_then(|leaf| {
-        let peer = identity.trust().verify(&facts.chain, PeerRole::Client).ok()?;
+        let peer = identity
+            .trust()
+            .verify(&facts.chain, PeerRole::Client)
+            .ok()?;
         headers::forwarded_client_cert(identity.id(), &peer, leaf)
     });
-    let caller = Arc::new(Caller { proxy: proxy.clone(), facts, client_cert });
+    let caller = Arc::new(Caller {
+        proxy: proxy.clone(),
+        facts,
+        client_cert,
+    });
     let answer = move |request| {
         let caller = caller.clone();
         async move { caller.request(request).await }
@@ -294,7 +337,9 @@ impl Caller {
     async fn forward(&self, clean: Clean) -> Result<Response<Incoming>, UpstreamError> {
         let Clean { mut request, .. } = clean;
         if let Some(value) = &self.client_cert {
-            request.headers_mut().insert(FORWARDED_CLIENT_CERT, value.clone());
+            request
+                .headers_mut()
+                .insert(FORWARDED_CLIENT_CERT, value.clone());
         }
         let is_grpc = request
             .headers()
@@ -308,7 +353,12 @@ impl Caller {
                 .await
                 .map_err(|error| UpstreamError::Connect(error.to_string()))?;
             let _ = stream.set_nodelay(true);
-            Ok(Connected { stream: Box::new(stream), http2, retire_at: None, watched: None })
+            Ok(Connected {
+                stream: Box::new(stream),
+                http2,
+                retire_at: None,
+                watched: None,
+            })
         };
         self.proxy.pool.send(&upstream, request, connect).await
     }
@@ -324,7 +374,14 @@ impl Caller {
         headers::strip_hop_by_hop(response.headers_mut());
         response.headers_mut().insert(REQUEST_ID, id.clone());
         let class = class(response.status());
-        self.proxy.metrics.answers.get_or_create(&AnswerLabels { direction: "inbound", class }).inc();
+        self.proxy
+            .metrics
+            .answers
+            .get_or_create(&AnswerLabels {
+                direction: "inbound",
+                class,
+            })
+            .inc();
         record.status = Some(response.status().as_u16());
         record.request_id = id.to_str().ok().map(str::to_owned);
         let log = self.proxy.access_log.clone();
@@ -332,7 +389,10 @@ impl Caller {
     }
 
     fn count(&self, reason: &'static str) {
-        let labels = RefusalLabels { direction: "inbound", reason };
+        let labels = RefusalLabels {
+            direction: "inbound",
+            reason,
+        };
         self.proxy.metrics.refused.get_or_create(&labels).inc();
     }
 }
@@ -383,16 +443,26 @@ async fn looks_like_tls(stream: &TcpStream, patience: Duration) -> Result<bool, 
     let mut first = [0];
     match timeout(patience, stream.peek(&mut first)).await {
         Ok(Ok(1)) => Ok(first == [TLS_HANDSHAKE]),
-        Ok(Ok(_)) => Err(Refusal::new("closed", "peerAuthentication", "closed before the first byte")),
+        Ok(Ok(_)) => Err(Refusal::new(
+            "closed",
+            "peerAuthentication",
+            "closed before the first byte",
+        )),
         Ok(Err(error)) => Err(Refusal::new("io", "peerAuthentication", error.to_string())),
-        Err(_) => Err(Refusal::new("handshake_timeout", "peerAuthentication", "no first byte in time")),
+        Err(_) => Err(Refusal::new(
+            "handshake_timeout",
+            "peerAuthentication",
+            "no first byte in time",
+        )),
     }
 }
 
 fn refused_plaintext(set: &PolicySet, facts: &Facts, began: Instant) -> Refusal {
     let access = facts.access(None);
     let decision = set.decide_connection(&access);
-    let record = Record::of(facts).decided(set, &access, &decision).since(began);
+    let record = Record::of(facts)
+        .decided(set, &access, &decision)
+        .since(began);
     // A Workload that nobody knows takes no plaintext, whatever the policies would say.
     let record = match decision.verdict {
         Verdict::Deny => record,
@@ -419,10 +489,13 @@ async fn handshake(
         .try_acquire()
         .map_err(|_| refused("handshakes", "too many handshakes at once".into()))?;
     let acceptor = TlsAcceptor::from(identity.server(offer));
-    let accepted = timeout(proxy.config.inbound.handshake_timeout, acceptor.accept(stream))
-        .await
-        .map_err(|_| refused("handshake_timeout", "the handshake took too long".into()))?
-        .map_err(|error| refused("handshake", format!("handshake: {error}")))?;
+    let accepted = timeout(
+        proxy.config.inbound.handshake_timeout,
+        acceptor.accept(stream),
+    )
+    .await
+    .map_err(|_| refused("handshake_timeout", "the handshake took too long".into()))?
+    .map_err(|error| refused("handshake", format!("handshake: {error}")))?;
     let chain: Vec<CertificateDer<'static>> = accepted
         .get_ref()
         .1

@@ -31,7 +31,9 @@ pub(crate) async fn accept(
     mut each: impl FnMut(TcpStream, SocketAddr, OwnedSemaphorePermit),
 ) {
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
@@ -67,7 +69,9 @@ pub(crate) fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr>
         .ok_or_else(|| io::Error::other("the connection was not redirected"))?;
     let original = SocketAddr::new(original.ip().to_canonical(), original.port());
     if original == SocketAddr::new(local.ip().to_canonical(), local.port()) {
-        return Err(io::Error::other("the connection was made to the proxy itself"));
+        return Err(io::Error::other(
+            "the connection was made to the proxy itself",
+        ));
     }
     Ok(original)
 }

@@ -55,7 +55,12 @@ fn main() -> ExitCode {
         Command::Healthcheck { address } => healthcheck(address),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Arguments::command(), "postern-proxy", &mut script);
+            clap_complete::generate(
+                shell,
+                &mut Arguments::command(),
+                "postern-proxy",
+                &mut script,
+            );
             std::io::stdout().write_all(&script).map_err(Into::into)
         }
     };
@@ -107,13 +112,20 @@ fn healthcheck(address: SocketAddr) -> anyhow::Result<()> {
     let mut stream = TcpStream::connect_timeout(&address, limit)
         .with_context(|| format!("cannot reach the proxy at {address}"))?;
     stream.set_read_timeout(Some(limit))?;
-    stream.write_all(b"GET /healthz/ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    stream.write_all(
+        b"GET /healthz/ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+    )?;
     let mut answer = String::new();
-    stream.take(64 << 10).read_to_string(&mut answer).context("no answer in time")?;
+    stream
+        .take(64 << 10)
+        .read_to_string(&mut answer)
+        .context("no answer in time")?;
     if answer.starts_with("HTTP/1.1 200 ") {
         return Ok(());
     }
-    let body = answer.split_once("\r\n\r\n").map_or("no answer", |(_, body)| body);
+    let body = answer
+        .split_once("\r\n\r\n")
+        .map_or("no answer", |(_, body)| body);
     bail!("{}", body.trim())
 }
 

@@ -84,7 +84,9 @@ pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: Socke
         chain: Arc::from([]),
         expires: None,
     };
-    let Ok((spoken, stream)) = detect(stream, DETECT_PATIENCE).await else { return };
+    let Ok((spoken, stream)) = detect(stream, DETECT_PATIENCE).await else {
+        return;
+    };
     match spoken {
         Spoken::Http1 => http(&proxy, stream, facts, target, false).await,
         Spoken::Http2 => http(&proxy, stream, facts, target, true).await,
@@ -106,11 +108,17 @@ async fn target(set: &PolicySet, stream: &TcpStream, way: &Way) -> io::Result<Ta
                 .workload(&listener.to)
                 .ok_or_else(|| unknown(format!("there is no Workload `{}`", listener.to)))?;
             let port = port(workload, &listener.port).ok_or_else(|| {
-                unknown(format!("Workload `{}` has no port {:?}", listener.to, listener.port))
+                unknown(format!(
+                    "Workload `{}` has no port {:?}",
+                    listener.to, listener.port
+                ))
             })?;
             let address = address(workload, port).await?;
             let workload = (workload.name.clone(), workload.spiffe_id.clone());
-            Ok(Target { workload: Some(workload), address })
+            Ok(Target {
+                workload: Some(workload),
+                address,
+            })
         }
     }
 }
@@ -120,11 +128,16 @@ fn at_address(set: &PolicySet, address: SocketAddr) -> Option<&Workload> {
     let is_there = |workload: &&Workload| {
         let has = |text: &String| text.parse::<IpAddr>().is_ok_and(|ip| ip == address.ip());
         workload.addresses.iter().any(has)
-            && workload.ports.iter().any(|port| port.port == address.port())
+            && workload
+                .ports
+                .iter()
+                .any(|port| port.port == address.port())
     };
     let mut found = set.workloads().filter(is_there);
     let first = found.next()?;
-    found.all(|other| other.spiffe_id == first.spiffe_id).then_some(first)
+    found
+        .all(|other| other.spiffe_id == first.spiffe_id)
+        .then_some(first)
 }
 
 fn port(workload: &Workload, wanted: &ToPort) -> Option<u16> {
@@ -150,7 +163,10 @@ async fn address(workload: &Workload, port: u16) -> io::Result<SocketAddr> {
             return Ok(address);
         }
     }
-    let problem = format!("Workload `{}` has no address that can be reached", workload.name);
+    let problem = format!(
+        "Workload `{}` has no address that can be reached",
+        workload.name
+    );
     Err(io::Error::new(io::ErrorKind::NotFound, problem))
 }
 
@@ -175,7 +191,11 @@ async fn tcp<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .await
         .unwrap_or(Err(UpstreamError::Timeout));
     match connected {
-        Ok(Connected { stream: mut upstream, watched, .. }) => {
+        Ok(Connected {
+            stream: mut upstream,
+            watched,
+            ..
+        }) => {
             let must_end = async {
                 match &watched {
                     Some(watched) => watched.must_end().await,
@@ -208,7 +228,11 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     target: Target,
     http2: bool,
 ) {
-    let app = Arc::new(App { proxy: proxy.clone(), facts, target });
+    let app = Arc::new(App {
+        proxy: proxy.clone(),
+        facts,
+        target,
+    });
     let answer = move |request| {
         let app = app.clone();
         async move { app.request(request).await }
@@ -259,7 +283,12 @@ impl App {
         let record = record.decided(&set, &access, &decision);
         if decision.verdict == Verdict::Deny {
             count(&self.proxy, "policy");
-            return self.finish(own_answer(StatusCode::FORBIDDEN, DENIED, &id), record, &id, began);
+            return self.finish(
+                own_answer(StatusCode::FORBIDDEN, DENIED, &id),
+                record,
+                &id,
+                began,
+            );
         }
 
         // To exactly the identity that serves it.
@@ -270,7 +299,10 @@ impl App {
                     address: self.target.address,
                 };
                 let connect = || connect(&self.proxy, &facts, &self.target, Offer::Http);
-                self.proxy.pool.send(&upstream, clean.request, connect).await
+                self.proxy
+                    .pool
+                    .send(&upstream, clean.request, connect)
+                    .await
             }
             None => Err(UpstreamError::Tls(NO_IDENTITY.into())),
         };
@@ -294,7 +326,10 @@ impl App {
     ) -> Response<Answered> {
         headers::strip_hop_by_hop(response.headers_mut());
         response.headers_mut().insert(REQUEST_ID, id.clone());
-        let labels = AnswerLabels { direction: "outbound", class: class(response.status()) };
+        let labels = AnswerLabels {
+            direction: "outbound",
+            class: class(response.status()),
+        };
         self.proxy.metrics.answers.get_or_create(&labels).inc();
         record.status = Some(response.status().as_u16());
         record.request_id = id.to_str().ok().map(str::to_owned);
@@ -311,9 +346,16 @@ async fn connect(
     offer: Offer,
 ) -> Result<Connected, UpstreamError> {
     let refused = |reason: String| UpstreamError::Tls(reason);
-    let (_, expected) = target.workload.clone().ok_or_else(|| refused(NO_IDENTITY.into()))?;
-    let (identity, _) = proxy.ready().ok_or_else(|| refused("we have no identity".into()))?;
-    let config = identity.client(expected, offer).map_err(|error| refused(error.to_string()))?;
+    let (_, expected) = target
+        .workload
+        .clone()
+        .ok_or_else(|| refused(NO_IDENTITY.into()))?;
+    let (identity, _) = proxy
+        .ready()
+        .ok_or_else(|| refused("we have no identity".into()))?;
+    let config = identity
+        .client(expected, offer)
+        .map_err(|error| refused(error.to_string()))?;
     let stream = TcpStream::connect(target.address)
         .await
         .map_err(|error| UpstreamError::Connect(error.to_string()))?;
@@ -336,8 +378,16 @@ async fn connect(
         .verify(&chain, PeerRole::Server)
         .map_err(|error| refused(error.to_string()))?;
     // Well before its certificate ends a connection takes no new requests, so that none is cut.
-    let left = peer.svid().not_after().duration_since(SystemTime::now()).unwrap_or_default();
-    let facts = Facts { id: proxy.connections.number(), ..facts.clone() }.verified(&peer, chain);
+    let left = peer
+        .svid()
+        .not_after()
+        .duration_since(SystemTime::now())
+        .unwrap_or_default();
+    let facts = Facts {
+        id: proxy.connections.number(),
+        ..facts.clone()
+    }
+    .verified(&peer, chain);
     Ok(Connected {
         stream: Box::new(stream),
         http2,
@@ -347,7 +397,14 @@ async fn connect(
 }
 
 fn count(proxy: &Proxy, reason: &'static str) {
-    proxy.metrics.refused.get_or_create(&RefusalLabels { direction: "outbound", reason }).inc();
+    proxy
+        .metrics
+        .refused
+        .get_or_create(&RefusalLabels {
+            direction: "outbound",
+            reason,
+        })
+        .inc();
 }
 
 const NO_IDENTITY: &str = "the destination is no Workload, so it has no identity";

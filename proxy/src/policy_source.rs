@@ -29,7 +29,9 @@ pub(crate) async fn follow(
     metrics: Arc<Metrics>,
 ) {
     let Ok(own) = identity.wait_for(Option::is_some).await.map(|identity| {
-        identity.as_ref().map(|identity| identity.id().trust_domain().clone())
+        identity
+            .as_ref()
+            .map(|identity| identity.id().trust_domain().clone())
     }) else {
         return;
     };
@@ -58,7 +60,10 @@ pub(crate) async fn follow(
             Ok(Err(error)) => {
                 metrics.policies_current.set(0);
                 metrics.policy_errors.inc();
-                tracing::error!(error = format!("{error:#}"), "the policies were refused, the last good ones stay");
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "the policies were refused, the last good ones stay"
+                );
             }
             Err(error) => {
                 metrics.policies_current.set(0);
@@ -83,7 +88,14 @@ fn load(folders: &PolicyFolders, trust_domain: TrustDomain) -> anyhow::Result<Po
         ..Options::new(trust_domain)
     };
     let loaded = PolicySet::load(&all, &options).map_err(|found| {
-        anyhow!("{}", found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        anyhow!(
+            "{}",
+            found
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; ")
+        )
     })?;
     for warning in loaded.warnings {
         tracing::warn!("{warning}");

@@ -34,7 +34,13 @@ pub fn start_log() {
     let _ = if plain {
         log.with(fmt::layer()).try_init()
     } else {
-        log.with(fmt::layer().json().flatten_event(true).with_current_span(false)).try_init()
+        log.with(
+            fmt::layer()
+                .json()
+                .flatten_event(true)
+                .with_current_span(false),
+        )
+        .try_init()
     };
 }
 
@@ -105,10 +111,26 @@ impl Metrics {
             log_lines_dropped: Counter::default(),
         };
         let all = &mut metrics.registry;
-        all.register("connections_accepted", "Connections accepted", metrics.connections.clone());
-        all.register("connections_open", "Connections open now", metrics.open.clone());
-        all.register("refused", "Connections and requests refused", metrics.refused.clone());
-        all.register("requests_answered", "Requests answered", metrics.answers.clone());
+        all.register(
+            "connections_accepted",
+            "Connections accepted",
+            metrics.connections.clone(),
+        );
+        all.register(
+            "connections_open",
+            "Connections open now",
+            metrics.open.clone(),
+        );
+        all.register(
+            "refused",
+            "Connections and requests refused",
+            metrics.refused.clone(),
+        );
+        all.register(
+            "requests_answered",
+            "Requests answered",
+            metrics.answers.clone(),
+        );
         all.register(
             "connections_cut",
             "Open connections ended because they may not go on",
@@ -218,7 +240,10 @@ fn answer(
         (&Method::GET, "/healthz/live") => (StatusCode::OK, "ok\n".to_owned()),
         (&Method::GET, "/healthz/ready") => match readiness().as_slice() {
             [] => (StatusCode::OK, "ok\n".to_owned()),
-            missing => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", "))),
+            missing => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("not ready: {}\n", missing.join(", ")),
+            ),
         },
         (&Method::GET, "/metrics") => (StatusCode::OK, metrics.render()),
         (&Method::GET, path) => match inspector.and_then(|inspector| inspector(path)) {

@@ -86,7 +86,9 @@ pub(crate) async fn said(log: &Path, message: &str) -> anyhow::Result<Value> {
 
 /// How often a daemon's log has said `message`.
 pub(crate) fn count(log: &Path, message: &str) -> usize {
-    lines(log).filter(|line| line.get("message").is_some_and(|said| said == message)).count()
+    lines(log)
+        .filter(|line| line.get("message").is_some_and(|said| said == message))
+        .count()
 }
 
 /// Asks again and again, with a deadline.

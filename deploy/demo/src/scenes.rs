@@ -111,6 +111,12 @@ fn stranger(world: &World, report: &mut Report) -> anyhow::Result<()> {
 
 /// The same user, program and network, but one wall less: it could gain privileges.
 fn look_alike(world: &mut World, report: &mut Report) -> anyhow::Result<()> {
+    if rustix::thread::no_new_privs()? {
+        report.progress(
+            "no privileged look-alike: here nothing can gain privileges, this shell included",
+        );
+        return Ok(());
+    }
     let fetched = world.fetch_without_walls(Pod::Frontend)?;
     report.line(
         "privileged look-alike refused",

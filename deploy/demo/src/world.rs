@@ -176,7 +176,9 @@ impl World {
         for (pod, before) in Pod::ALL.into_iter().zip(before) {
             let log = self.sidecar_log(pod);
             let swapped = || (evidence::count(&log, IN_FORCE) > before).then_some(());
-            evidence::wait_for(swapped).await.context("the policies were not taken")?;
+            evidence::wait_for(swapped)
+                .await
+                .context("the policies were not taken")?;
         }
         Ok(())
     }

@@ -80,12 +80,17 @@ impl Attestors {
     /// These attestors, on this machine.
     pub fn new(attestors: Vec<Box<dyn Attestor>>) -> Self {
         let own_network = inode_of(Path::new("/proc/self/ns/net"));
-        Self { attestors, own_network }
+        Self {
+            attestors,
+            own_network,
+        }
     }
 
     /// Can any attestor state selectors of this type?
     pub fn knows(&self, kind: &str) -> bool {
-        self.attestors.iter().any(|attestor| attestor.kind() == kind)
+        self.attestors
+            .iter()
+            .any(|attestor| attestor.kind() == kind)
     }
 
     /// Finds out all about a process. Blocking: it reads files.
@@ -93,7 +98,9 @@ impl Attestors {
     /// # Errors
     /// [`AttestError`]; callers give no identity.
     pub fn attest(&self, process: &PinnedProcess) -> Result<Attested, AttestError> {
-        process.read(|folder| self.look_at(folder))?.ok_or(AttestError::Unreadable)
+        process
+            .read(|folder| self.look_at(folder))?
+            .ok_or(AttestError::Unreadable)
     }
 
     fn look_at(&self, folder: &ProcFolder) -> Option<Attested> {
@@ -102,7 +109,11 @@ impl Attestors {
             return None;
         }
         let threads = threads(folder)?;
-        let subject = Subject { folder, threads: &threads, status: &status };
+        let subject = Subject {
+            folder,
+            threads: &threads,
+            status: &status,
+        };
         let mut selectors = BTreeSet::new();
         for attestor in &self.attestors {
             attestor.attest(&subject, &mut |value| {
@@ -113,7 +124,10 @@ impl Attestors {
                 }
             });
         }
-        Some(Attested { selectors, pod: self.pod(folder)? })
+        Some(Attested {
+            selectors,
+            pod: self.pod(folder)?,
+        })
     }
 
     /// The pod of a process.
@@ -161,9 +175,14 @@ fn threads(folder: &ProcFolder) -> Option<Vec<Status>> {
 /// Reads a text under `/proc`, up to a bound.
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    let read = File::open(path)?.take(MAX_TEXT_BYTES + 1).read_to_string(&mut text)?;
+    let read = File::open(path)?
+        .take(MAX_TEXT_BYTES + 1)
+        .read_to_string(&mut text)?;
     if u64::try_from(read).unwrap_or(u64::MAX) > MAX_TEXT_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the text is too long"));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "the text is too long",
+        ));
     }
     Ok(text)
 }

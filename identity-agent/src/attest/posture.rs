@@ -23,7 +23,9 @@ impl Posture {
             let of = |process: &str| inode_of(Path::new(&format!("/proc/{process}/ns/{name}")));
             (name, of("2").or_else(|| of("self")))
         });
-        Self { host: host.to_vec() }
+        Self {
+            host: host.to_vec(),
+        }
     }
 }
 

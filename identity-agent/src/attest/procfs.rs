@@ -26,7 +26,9 @@ pub struct Status {
 pub fn status(text: &str) -> Option<Status> {
     // The first line with a key counts: the kernel writes each once, and escapes the name.
     let value = |key: &str| {
-        text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+            .map(str::trim)
     };
     let capability = |key| u64::from_str_radix(value(key)?, 16).ok();
     Some(Status {
@@ -63,8 +65,15 @@ pub fn session(stat: &str) -> Option<i32> {
 }
 
 fn four(text: &str) -> Option<[u32; 4]> {
-    let mut fields = text.split_ascii_whitespace().map(|field| field.parse().ok());
-    let all = [fields.next()??, fields.next()??, fields.next()??, fields.next()??];
+    let mut fields = text
+        .split_ascii_whitespace()
+        .map(|field| field.parse().ok());
+    let all = [
+        fields.next()??,
+        fields.next()??,
+        fields.next()??,
+        fields.next()??,
+    ];
     fields.next().is_none().then_some(all)
 }
 
@@ -91,7 +100,16 @@ mod tests {
 
     #[test]
     fn a_status_that_lacks_a_line_or_a_number_is_refused() {
-        for key in ["Uid", "Gid", "Groups", "CapInh", "CapBnd", "NoNewPrivs", "Seccomp", "State"] {
+        for key in [
+            "Uid",
+            "Gid",
+            "Groups",
+            "CapInh",
+            "CapBnd",
+            "NoNewPrivs",
+            "Seccomp",
+            "State",
+        ] {
             let without: String = STATUS
                 .lines()
                 .filter(|line| !line.starts_with(&format!("{key}:")))

@@ -66,7 +66,8 @@ pub fn program(folder: &ProcFolder) -> Option<String> {
     ));
     let named = fs::metadata(folder.join("root").join(inside)).ok()?;
     let same = named.dev() == running.dev() && named.ino() == running.ino();
-    same.then(|| link.into_os_string().into_string().ok()).flatten()
+    same.then(|| link.into_os_string().into_string().ok())
+        .flatten()
 }
 
 /// SHA-256 of running programs, remembered by what tells that a file has changed.
@@ -93,7 +94,9 @@ impl Digests {
         if let Some(known) = self.known.lock().ok()?.get(&before) {
             return known.clone();
         }
-        let digest = (before.size <= MAX_PROGRAM_BYTES).then(|| hash(&mut file)).flatten();
+        let digest = (before.size <= MAX_PROGRAM_BYTES)
+            .then(|| hash(&mut file))
+            .flatten();
         if state(&file)? != before {
             return None;
         }
@@ -127,7 +130,14 @@ fn hash(file: &mut File) -> Option<String> {
         }
         context.update(buffer.get(..read)?);
     }
-    Some(context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
+    Some(
+        context
+            .finish()
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+    )
 }
 
 /// Names by number, from a file of the form `name:…:number:…`.

@@ -84,12 +84,16 @@ pub(super) fn svid(
     params.not_after = OffsetDateTime::from(not_after);
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
     params.use_authority_key_identifier_extension = true;
     params.subject_alt_names = vec![SanType::URI(id.as_str().to_owned().try_into()?)];
     for name in dns_names {
-        params.subject_alt_names.push(SanType::DnsName(name.clone().try_into()?));
+        params
+            .subject_alt_names
+            .push(SanType::DnsName(name.clone().try_into()?));
     }
     let chain = params.signed_by(&key, &issuer(root)?)?.der().to_vec();
     Ok(Issued {
@@ -136,7 +140,9 @@ fn issuer(root: &Root) -> Result<Issuer<'_, &KeyPair>, StateError> {
 /// 127 random bits: a serial number is positive, and unforeseeable.
 fn random_serial() -> Result<Vec<u8>, StateError> {
     let mut serial = [0; 16];
-    SystemRandom::new().fill(&mut serial).map_err(|_| StateError::Random)?;
+    SystemRandom::new()
+        .fill(&mut serial)
+        .map_err(|_| StateError::Random)?;
     let [first, ..] = &mut serial;
     // Neither a leading zero nor a sign, which DER would shorten or lengthen.
     *first = (*first & 0x7f) | 0x40;
@@ -149,7 +155,9 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 
 /// Certificates count in seconds.
 fn whole_seconds(time: SystemTime) -> SystemTime {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 

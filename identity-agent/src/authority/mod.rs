@@ -15,8 +15,8 @@ use std::{
 use postern_spiffe::{SpiffeId, TrustDomain};
 
 pub use issue::Issued;
-use state::{Folder, Revoked, Root, State};
 pub use state::StateError;
+use state::{Folder, Revoked, Root, State};
 
 /// Signs for one trust domain.
 #[derive(Debug)]
@@ -61,13 +61,20 @@ impl Authority {
             Some(state) => state,
             None => {
                 let root = issue::new_root(&trust_domain, lifetimes.root, now, now)?;
-                let state = State { roots: vec![Arc::new(root)], ..State::default() };
+                let state = State {
+                    roots: vec![Arc::new(root)],
+                    ..State::default()
+                };
                 folder.write(&trust_domain, &state)?;
                 state
             }
         };
-        let authority =
-            Self { trust_domain, lifetimes, folder, state: Mutex::new(Arc::new(state)) };
+        let authority = Self {
+            trust_domain,
+            lifetimes,
+            folder,
+            state: Mutex::new(Arc::new(state)),
+        };
         authority.rotate(now)?;
         Ok(authority)
     }
@@ -102,7 +109,11 @@ impl Authority {
     /// The roots of the trust domain in DER, one after the other: those that sign and those that
     /// soon will.
     pub fn bundle(&self) -> Vec<u8> {
-        self.state().roots.iter().flat_map(|root| root.certificate.iter().copied()).collect()
+        self.state()
+            .roots
+            .iter()
+            .flat_map(|root| root.certificate.iter().copied())
+            .collect()
     }
 
     /// The revocation lists in DER: one for each root that has something to take back.
@@ -160,22 +171,32 @@ impl Authority {
     /// tries again.
     pub fn rotate(&self, now: SystemTime) -> Result<Rotation, StateError> {
         let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut roots: Vec<Arc<Root>> =
-            guard.roots.iter().filter(|root| root.not_after > now).cloned().collect();
+        let mut roots: Vec<Arc<Root>> = guard
+            .roots
+            .iter()
+            .filter(|root| root.not_after > now)
+            .cloned()
+            .collect();
         if let Some(active_from) = next_root_due(&roots, now) {
             let root = issue::new_root(&self.trust_domain, self.lifetimes.root, now, active_from)?;
             roots.push(Arc::new(root));
         } else if roots.len() == guard.roots.len() {
             return Ok(Rotation::None);
         }
-        let next = State { roots, ..State::clone(&guard) };
+        let next = State {
+            roots,
+            ..State::clone(&guard)
+        };
         self.folder.write(&self.trust_domain, &next)?;
         *guard = Arc::new(next);
         Ok(Rotation::Changed)
     }
 
     fn state(&self) -> Arc<State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -205,9 +226,14 @@ fn active(roots: &[Arc<Root>], now: SystemTime) -> Option<&Root> {
 /// before anything is signed by it, and signs from the last sixth on. Where no root is left, as
 /// after a long stop, it signs at once.
 fn next_root_due(roots: &[Arc<Root>], now: SystemTime) -> Option<SystemTime> {
-    let Some(root) = active(roots, now) else { return Some(now) };
+    let Some(root) = active(roots, now) else {
+        return Some(now);
+    };
     let is_prepared = roots.iter().any(|other| other.active_from > now);
-    let life = root.not_after.duration_since(root.not_before).unwrap_or_default();
+    let life = root
+        .not_after
+        .duration_since(root.not_before)
+        .unwrap_or_default();
     let is_due = now >= root.not_before + life / 2;
     (is_due && !is_prepared).then(|| root.not_after - life / 6)
 }

@@ -51,7 +51,9 @@ impl Root {
         let (_, parsed) = X509Certificate::from_der(&certificate)
             .map_err(|_| StateError::damaged("a root certificate cannot be read"))?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-            return Err(StateError::damaged("a root certificate and its key do not belong together"));
+            return Err(StateError::damaged(
+                "a root certificate and its key do not belong together",
+            ));
         }
         let time = |seconds: i64| {
             UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
@@ -145,7 +147,11 @@ impl Folder {
     /// Makes the folder if need be, for its owner alone, and locks it.
     pub(super) fn open(path: &Path) -> Result<Self, StateError> {
         let failed = |action| {
-            move |cause| StateError::Io { action, path: path.to_owned(), cause }
+            move |cause| StateError::Io {
+                action,
+                path: path.to_owned(),
+                cause,
+            }
         };
         fs::create_dir_all(path).map_err(failed("make the folder"))?;
         let found = fs::metadata(path).map_err(failed("look at"))?;
@@ -162,20 +168,29 @@ impl Folder {
         let lock = options().open(path.join(LOCK)).map_err(failed("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StateError::InUse(path.to_owned()))?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            _lock: lock,
+        })
     }
 
     /// Reads the state, if there is any.
     pub(super) fn read(&self, trust_domain: &TrustDomain) -> Result<Option<State>, StateError> {
         let path = self.path.join(FILE);
-        let failed =
-            |action| move |cause| StateError::Io { action, path: self.path.join(FILE), cause };
+        let failed = |action| {
+            move |cause| StateError::Io {
+                action,
+                path: self.path.join(FILE),
+                cause,
+            }
+        };
         let mut file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             found => found.map_err(failed("open"))?,
         };
         if file.metadata().map_err(failed("look at"))?.mode() & 0o077 != 0 {
-            file.set_permissions(Permissions::from_mode(0o600)).map_err(failed("close"))?;
+            file.set_permissions(Permissions::from_mode(0o600))
+                .map_err(failed("close"))?;
             tracing::warn!(path = %path.display(), "the state could be read by others; now it cannot");
         }
         let mut text = Zeroizing::new(String::new());
@@ -186,21 +201,34 @@ impl Folder {
     }
 
     /// Replaces the state.
-    pub(super) fn write(&self, trust_domain: &TrustDomain, state: &State) -> Result<(), StateError> {
+    pub(super) fn write(
+        &self,
+        trust_domain: &TrustDomain,
+        state: &State,
+    ) -> Result<(), StateError> {
         let (path, fresh) = (self.path.join(FILE), self.path.join(FRESH));
         let failed = |action| {
             let path = path.clone();
-            move |cause| StateError::Io { action, path, cause }
+            move |cause| StateError::Io {
+                action,
+                path,
+                cause,
+            }
         };
         let text = Zeroizing::new(
             serde_json::to_vec_pretty(&Written::of(trust_domain, state))
                 .map_err(|error| StateError::damaged(error.to_string()))?,
         );
-        let mut file = options().truncate(true).open(&fresh).map_err(failed("write"))?;
+        let mut file = options()
+            .truncate(true)
+            .open(&fresh)
+            .map_err(failed("write"))?;
         file.write_all(&text).map_err(failed("write"))?;
         file.sync_all().map_err(failed("sync"))?;
         fs::rename(&fresh, &path).map_err(failed("replace"))?;
-        File::open(&self.path).and_then(|folder| folder.sync_all()).map_err(failed("sync"))
+        File::open(&self.path)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed("sync"))
     }
 }
 
@@ -282,10 +310,15 @@ impl Written {
             let (found, wanted) = (self.trust_domain, wanted.clone());
             return Err(StateError::OtherTrustDomain { found, wanted });
         }
-        let roots: Vec<Arc<Root>> =
-            self.roots.into_iter().map(|root| root.meaning().map(Arc::new)).collect::<Result<_, _>>()?;
-        let certificates =
-            roots.iter().map(|root| CertificateDer::from(root.certificate.clone())).collect();
+        let roots: Vec<Arc<Root>> = self
+            .roots
+            .into_iter()
+            .map(|root| root.meaning().map(Arc::new))
+            .collect::<Result<_, _>>()?;
+        let certificates = roots
+            .iter()
+            .map(|root| CertificateDer::from(root.certificate.clone()))
+            .collect();
         X509Bundle::new(wanted.clone(), certificates)
             .map_err(|error| StateError::damaged(error.to_string()))?;
         let revoked = self.revoked.into_iter().map(WrittenRevoked::meaning);
@@ -318,16 +351,22 @@ impl WrittenRevoked {
 }
 
 fn decode(text: &str) -> Result<Vec<u8>, StateError> {
-    BASE64_STANDARD.decode(text).map_err(|_| StateError::damaged("a value is no base64"))
+    BASE64_STANDARD
+        .decode(text)
+        .map_err(|_| StateError::damaged("a value is no base64"))
 }
 
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 fn time(seconds: u64) -> SystemTime {
     // What does not fit any clock is as good as never.
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH)
+    UNIX_EPOCH
+        .checked_add(Duration::from_secs(seconds))
+        .unwrap_or(UNIX_EPOCH)
 }
 
 const FILE: &str = "authority.json";

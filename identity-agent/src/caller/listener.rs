@@ -61,10 +61,15 @@ fn clear(path: &Path) -> anyhow::Result<()> {
         bail!("`{}` exists and is no socket; move it away", path.display());
     }
     match StdUnixStream::connect(path) {
-        Ok(_) => bail!("somebody serves `{}` already; is another agent running?", path.display()),
+        Ok(_) => bail!(
+            "somebody serves `{}` already; is another agent running?",
+            path.display()
+        ),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
             .with_context(|| format!("cannot remove the old socket `{}`", path.display())),
-        Err(error) => Err(error).with_context(|| format!("cannot ask who serves `{}`", path.display())),
+        Err(error) => {
+            Err(error).with_context(|| format!("cannot ask who serves `{}`", path.display()))
+        }
     }
 }
 
@@ -106,7 +111,11 @@ impl Connection {
     fn new(stream: UnixStream, permit: OwnedSemaphorePermit) -> Self {
         // Pinned at once: the longer we waited, the more could have happened.
         let caller = Caller(Arc::new(PinnedProcess::at(&stream).map(Arc::new)));
-        Self { stream, caller, _permit: permit }
+        Self {
+            stream,
+            caller,
+            _permit: permit,
+        }
     }
 }
 

@@ -49,9 +49,17 @@ impl PinnedProcess {
             Err(nix::errno::Errno::ENOPROTOOPT) => open_by_number(peer.pid())?,
             Err(_) => return Err(PinError::Gone),
         };
-        let pinned = Self { pid: peer.pid(), uid: peer.uid(), handle };
+        let pinned = Self {
+            pid: peer.pid(),
+            uid: peer.uid(),
+            handle,
+        };
         // The kernel hands out a pidfd of a process that is dead and reaped as well.
-        if pinned.is_alive() { Ok(pinned) } else { Err(PinError::Gone) }
+        if pinned.is_alive() {
+            Ok(pinned)
+        } else {
+            Err(PinError::Gone)
+        }
     }
 
     /// Pins a process by its number, for a person who asks about it.
@@ -64,7 +72,11 @@ impl PinnedProcess {
             .map(|found| std::os::unix::fs::MetadataExt::uid(&found))
             .map_err(|_| PinError::Gone)?;
         let pinned = Self { pid, uid, handle };
-        if pinned.is_alive() { Ok(pinned) } else { Err(PinError::Gone) }
+        if pinned.is_alive() {
+            Ok(pinned)
+        } else {
+            Err(PinError::Gone)
+        }
     }
 
     /// Its number, for people. It means the process only while [`PinnedProcess::is_alive`].
@@ -80,7 +92,10 @@ impl PinnedProcess {
     /// Does the process still run?
     pub fn is_alive(&self) -> bool {
         let mut waiting = [PollFd::new(&self.handle, PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         // A pidfd becomes readable when its process ends.
         matches!(poll(&mut waiting, Some(&now)), Ok(0))
     }
@@ -95,7 +110,11 @@ impl PinnedProcess {
             return Err(PinError::Gone);
         }
         let value = read(&ProcFolder(PathBuf::from(format!("/proc/{}", self.pid))));
-        if self.is_alive() { Ok(value) } else { Err(PinError::Gone) }
+        if self.is_alive() {
+            Ok(value)
+        } else {
+            Err(PinError::Gone)
+        }
     }
 
     /// Waits for the end of the process.
@@ -146,5 +165,8 @@ pub enum PinError {
 fn open_by_number(pid: i32) -> Result<OwnedFd, PinError> {
     let pid = Pid::from_raw(pid).ok_or(PinError::Gone)?;
     let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| PinError::Gone)?;
-    handle.as_fd().try_clone_to_owned().map_err(PinError::Kernel)
+    handle
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(PinError::Kernel)
 }

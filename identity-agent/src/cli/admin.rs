@@ -67,8 +67,10 @@ impl Asking {
             one => std::slice::from_ref(one),
         };
         for item in items {
-            let columns: Vec<String> =
-                members.iter().map(|name| text(item.get(name).unwrap_or(&Value::Null))).collect();
+            let columns: Vec<String> = members
+                .iter()
+                .map(|name| text(item.get(name).unwrap_or(&Value::Null)))
+                .collect();
             anstream::println!("{}", columns.join("\t"));
         }
     }
@@ -78,7 +80,10 @@ impl Workload {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::List(asking) => {
-                asking.show(&asking.ask("/workloads").await?, &["name", "spiffeID", "selectors"]);
+                asking.show(
+                    &asking.ask("/workloads").await?,
+                    &["name", "spiffeID", "selectors"],
+                );
                 Ok(())
             }
             Self::Show { name, asking } => {
@@ -87,7 +92,10 @@ impl Workload {
                 let Some(one) = items.iter().find(|item| item["name"] == name.as_str()) else {
                     bail!("there is no Workload `{name}`");
                 };
-                asking.show(one, &["name", "spiffeID", "selectors", "labels", "addresses"]);
+                asking.show(
+                    one,
+                    &["name", "spiffeID", "selectors", "labels", "addresses"],
+                );
                 Ok(())
             }
         }

@@ -6,7 +6,9 @@ use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
-use postern_proto::{SECURITY_HEADER, workload_api::spiffe_workload_api_client::SpiffeWorkloadApiClient};
+use postern_proto::{
+    SECURITY_HEADER, workload_api::spiffe_workload_api_client::SpiffeWorkloadApiClient,
+};
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tonic::{
@@ -51,13 +53,19 @@ pub(super) async fn connect(path: &Path) -> anyhow::Result<SpiffeWorkloadApiClie
 /// A request with the security header that every one must carry.
 pub(super) fn request<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.metadata_mut().insert(SECURITY_HEADER, MetadataValue::from_static("true"));
+    request
+        .metadata_mut()
+        .insert(SECURITY_HEADER, MetadataValue::from_static("true"));
     request
 }
 
 /// A refusal in the words that users of gRPC know.
 pub(super) fn refused(status: &Status) -> anyhow::Error {
-    anyhow!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+    anyhow!(
+        "rpc error: code = {:?} desc = {}",
+        status.code(),
+        status.message()
+    )
 }
 
 /// Bounds how long a command waits.
@@ -86,6 +94,12 @@ pub(super) async fn ask_admin(path: &Path, what: &str) -> anyhow::Result<Value> 
     let request = http::Request::get(what)
         .header(http::header::HOST, "admin")
         .body(Empty::<Bytes>::new())?;
-    let body = sender.send_request(request).await?.into_body().collect().await?.to_bytes();
+    let body = sender
+        .send_request(request)
+        .await?
+        .into_body()
+        .collect()
+        .await?
+        .to_bytes();
     serde_json::from_slice(&body).context("the admin socket's answer cannot be read")
 }

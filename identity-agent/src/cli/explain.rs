@@ -46,28 +46,38 @@ impl Explain {
         let text = std::fs::read(&self.config)
             .with_context(|| format!("cannot read `{}`", self.config.display()))?;
         let config = Config::read(&self.config, &text).map_err(|found| {
-            anyhow!("{}", found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+            anyhow!(
+                "{}",
+                found
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join("\n")
+            )
         })?;
         let registry = Registry::open(config.workloads, Options::new(config.trust_domain))?;
         let set = registry.current();
-        let attested = attest(self.pid, vec![
-            Box::new(Unix::default()),
-            Box::new(posture::Posture::new()),
-        ])?;
+        let attested = attest(
+            self.pid,
+            vec![Box::new(Unix::default()), Box::new(posture::Posture::new())],
+        )?;
         let matched = matching(set.workloads(), &attested.selectors);
         let misses = nearest_misses(set.workloads(), &attested.selectors, SHOWN_MISSES);
         if self.json {
-            anstream::println!("{}", json!({
-                "pid": self.pid,
-                "selectors": attested.selectors.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                "workloads": matched.iter().map(|workload| json!({
-                    "name": workload.name.to_string(), "spiffeID": workload.spiffe_id.as_str(),
-                })).collect::<Vec<_>>(),
-                "nearestMisses": misses.iter().map(|miss| json!({
-                    "name": miss.workload.name.to_string(),
-                    "missing": miss.missing.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                })).collect::<Vec<_>>(),
-            }));
+            anstream::println!(
+                "{}",
+                json!({
+                    "pid": self.pid,
+                    "selectors": attested.selectors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                    "workloads": matched.iter().map(|workload| json!({
+                        "name": workload.name.to_string(), "spiffeID": workload.spiffe_id.as_str(),
+                    })).collect::<Vec<_>>(),
+                    "nearestMisses": misses.iter().map(|miss| json!({
+                        "name": miss.workload.name.to_string(),
+                        "missing": miss.missing.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                    })).collect::<Vec<_>>(),
+                })
+            );
             return Ok(());
         }
         anstream::println!("Process {} has", self.pid);
@@ -82,7 +92,11 @@ impl Explain {
         }
         for miss in &misses {
             let missing: Vec<_> = miss.missing.iter().map(ToString::to_string).collect();
-            anstream::println!("It is not {}: it lacks {}", miss.workload.name, missing.join(", "));
+            anstream::println!(
+                "It is not {}: it lacks {}",
+                miss.workload.name,
+                missing.join(", ")
+            );
         }
         Ok(())
     }
@@ -95,7 +109,9 @@ impl Posture {
         if self.json {
             anstream::println!("{}", json!({ "selectors": selectors }));
         } else {
-            selectors.iter().for_each(|selector| anstream::println!("{selector}"));
+            selectors
+                .iter()
+                .for_each(|selector| anstream::println!("{selector}"));
         }
         Ok(())
     }

@@ -158,7 +158,9 @@ fn show(response: &X509svidResponse, output: Output, after: Duration) -> anyhow:
         Output::Json => format!("{}\n", json_of(response)),
         Output::Pretty => pretty_of(response, after)?,
     };
-    std::io::stdout().write_all(text.as_bytes()).context("cannot write the answer")
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context("cannot write the answer")
 }
 
 /// One object on one line: the names of the contract, sorted, nothing left out.
@@ -192,8 +194,14 @@ fn json_of(response: &X509svidResponse) -> serde_json::Value {
 /// A block for people; every chain is verified before it is shown.
 fn pretty_of(response: &X509svidResponse, after: Duration) -> anyhow::Result<String> {
     let count = response.svids.len();
-    let mut lines =
-        vec![format!("Received {count} svid{} after {}", plural(count), short(after)), String::new()];
+    let mut lines = vec![
+        format!(
+            "Received {count} svid{} after {}",
+            plural(count),
+            short(after)
+        ),
+        String::new(),
+    ];
     for svid in &response.svids {
         let id = SpiffeId::parse(&svid.spiffe_id).context("the agent sent no SPIFFE ID")?;
         let chain = split_der(&svid.x509_svid).context("the agent's chain cannot be read")?;
@@ -201,8 +209,14 @@ fn pretty_of(response: &X509svidResponse, after: Duration) -> anyhow::Result<Str
         let authorities = bundle.authorities().to_vec();
         let bundles = BundleSet::from_iter([bundle]);
         let lists = RevocationLists::default();
-        verify_peer(&chain, &bundles, &lists, PeerRole::Client, SystemTime::now())
-            .with_context(|| format!("the SVID of `{id}` does not verify"))?;
+        verify_peer(
+            &chain,
+            &bundles,
+            &lists,
+            PeerRole::Client,
+            SystemTime::now(),
+        )
+        .with_context(|| format!("the SVID of `{id}` does not verify"))?;
         let leaf = X509Svid::parse(chain.first().context("the chain is empty")?)?;
         lines.push(format!("SPIFFE ID:\t\t{id}"));
         if !svid.hint.is_empty() {
@@ -230,8 +244,14 @@ fn validity(what: &str, certificate: &[u8]) -> anyhow::Result<[String; 2]> {
     };
     let validity = parsed.validity();
     Ok([
-        format!("{what} Valid After:\t{}", date(validity.not_before.timestamp())),
-        format!("{what} Valid Until:\t{}", date(validity.not_after.timestamp())),
+        format!(
+            "{what} Valid After:\t{}",
+            date(validity.not_before.timestamp())
+        ),
+        format!(
+            "{what} Valid Until:\t{}",
+            date(validity.not_after.timestamp())
+        ),
     ])
 }
 
@@ -257,9 +277,21 @@ fn files(number: usize, svid: &X509svid) -> anyhow::Result<[(String, u32, String
         Ok(all.iter().map(|one| pem("CERTIFICATE", one)).collect())
     };
     Ok([
-        (format!("svid.{number}.pem"), 0o644, certificates(&svid.x509_svid)?),
-        (format!("svid.{number}.key"), 0o600, pem("PRIVATE KEY", &svid.x509_svid_key)),
-        (format!("bundle.{number}.pem"), 0o644, certificates(&svid.bundle)?),
+        (
+            format!("svid.{number}.pem"),
+            0o644,
+            certificates(&svid.x509_svid)?,
+        ),
+        (
+            format!("svid.{number}.key"),
+            0o600,
+            pem("PRIVATE KEY", &svid.x509_svid_key),
+        ),
+        (
+            format!("bundle.{number}.pem"),
+            0o644,
+            certificates(&svid.bundle)?,
+        ),
     ])
 }
 
@@ -269,14 +301,21 @@ fn write_whole(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
     let failed = || format!("cannot write `{}`", path.display());
     let mut options = OpenOptions::new();
     let _ = fs::remove_file(&fresh);
-    let mut file =
-        options.write(true).create_new(true).mode(mode).open(&fresh).with_context(failed)?;
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&fresh)
+        .with_context(failed)?;
     file.write_all(text.as_bytes()).with_context(failed)?;
     fs::rename(&fresh, path).with_context(failed)
 }
 
 fn what(path: &Path) -> &'static str {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
     match name {
         _ if name.starts_with("bundle") => "bundle",
         _ if name.ends_with(".key") => "key",
@@ -303,7 +342,9 @@ fn pem(label: &str, der: &[u8]) -> String {
 /// As Go prints a time: `2026-11-24 03:31:42 +0000 UTC`.
 fn date(time: SystemTime) -> String {
     let format = format_description!("[year]-[month]-[day] [hour]:[minute]:[second] +0000 UTC");
-    OffsetDateTime::from(time).format(format).unwrap_or_default()
+    OffsetDateTime::from(time)
+        .format(format)
+        .unwrap_or_default()
 }
 
 fn short(duration: Duration) -> String {

@@ -109,7 +109,11 @@ impl Output {
     /// JSON, unless somebody looks.
     fn or_default(given: Option<Self>) -> Self {
         let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
-        given.unwrap_or(if is_terminal { Self::Pretty } else { Self::Json })
+        given.unwrap_or(if is_terminal {
+            Self::Pretty
+        } else {
+            Self::Json
+        })
     }
 }
 
@@ -120,9 +124,11 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Run { config } => return serve(&config),
         Command::Api(Api::Fetch(fetch)) => client::block_on(fetch.run()),
         Command::Api(Api::Watch(watch)) => client::block_on(watch.run()),
-        Command::Healthcheck { endpoint, shallow, verbose } => {
-            client::block_on(fetch::healthcheck(endpoint, shallow, verbose))
-        }
+        Command::Healthcheck {
+            endpoint,
+            shallow,
+            verbose,
+        } => client::block_on(fetch::healthcheck(endpoint, shallow, verbose)),
         Command::Explain(explain) => explain.run(),
         Command::Posture(posture) => posture.run(),
         Command::Workload(command) => client::block_on(command.run()),
@@ -130,7 +136,12 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Drift(command) => client::block_on(command.run()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Arguments::command(), "postern-agent", &mut script);
+            clap_complete::generate(
+                shell,
+                &mut Arguments::command(),
+                "postern-agent",
+                &mut script,
+            );
             std::io::stdout().write_all(&script).map_err(Into::into)
         }
     };
@@ -209,9 +220,11 @@ fn socket_path(text: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn called_spire_agent() -> bool {
-    std::env::args_os()
-        .next()
-        .is_some_and(|name| Path::new(&name).file_name().is_some_and(|name| name == "spire-agent"))
+    std::env::args_os().next().is_some_and(|name| {
+        Path::new(&name)
+            .file_name()
+            .is_some_and(|name| name == "spire-agent")
+    })
 }
 
 /// A duration as Go writes it, `5s` or `1m`.

@@ -36,7 +36,11 @@ pub fn nearest_misses<'w>(
         .filter(|workload| !workload.selectors.is_empty())
         .map(|workload| Miss {
             workload,
-            missing: workload.selectors.iter().filter(|one| !selectors.contains(*one)).collect(),
+            missing: workload
+                .selectors
+                .iter()
+                .filter(|one| !selectors.contains(*one))
+                .collect(),
         })
         .filter(|miss| !miss.missing.is_empty())
         .collect();
@@ -67,7 +71,10 @@ mod tests {
             document("nobody", ""),
         ]
         .concat();
-        let file = SourceFile { path: PathBuf::from("w.yaml"), text: text.into_bytes() };
+        let file = SourceFile {
+            path: PathBuf::from("w.yaml"),
+            text: text.into_bytes(),
+        };
         let options = Options::new(TrustDomain::parse("example.org").unwrap());
         PolicySet::load(&[file], &options).unwrap().set
     }
@@ -75,8 +82,10 @@ mod tests {
     #[track_caller]
     fn check(selectors: &[&str], expected: &[&str]) {
         let set = set();
-        let selectors: BTreeSet<Selector> =
-            selectors.iter().map(|text| Selector::parse(text).unwrap()).collect();
+        let selectors: BTreeSet<Selector> = selectors
+            .iter()
+            .map(|text| Selector::parse(text).unwrap())
+            .collect();
         let names: Vec<_> = matching(set.workloads(), &selectors)
             .iter()
             .map(|workload| workload.name.name.to_string())
@@ -97,7 +106,9 @@ mod tests {
         let set = set();
         let has = BTreeSet::from([Selector::parse("unix:uid:1").unwrap()]);
         let misses = nearest_misses(set.workloads(), &has, 3);
-        let [miss] = misses.as_slice() else { panic!("{misses:?}") };
+        let [miss] = misses.as_slice() else {
+            panic!("{misses:?}")
+        };
         assert_eq!(miss.workload.name.to_string(), "default/b");
         assert_eq!(miss.missing, [&Selector::parse("unix:gid:2").unwrap()]);
     }

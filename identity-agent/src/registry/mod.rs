@@ -37,7 +37,11 @@ impl Registry {
     /// [`RegistryError`]; callers do not start.
     pub fn open(folder: PathBuf, options: Options) -> Result<Self, RegistryError> {
         let first = load(&folder, &options)?;
-        Ok(Self { folder, options, current: ArcSwap::from_pointee(first) })
+        Ok(Self {
+            folder,
+            options,
+            current: ArcSwap::from_pointee(first),
+        })
     }
 
     /// The Workloads in force.
@@ -64,5 +68,7 @@ impl Registry {
 
 fn load(folder: &std::path::Path, options: &Options) -> Result<PolicySet, RegistryError> {
     let files = files::read_documents(folder)?;
-    PolicySet::load(&files, options).map(|loaded| loaded.set).map_err(RegistryError::Mistakes)
+    PolicySet::load(&files, options)
+        .map(|loaded| loaded.set)
+        .map_err(RegistryError::Mistakes)
 }

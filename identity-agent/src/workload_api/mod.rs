@@ -38,13 +38,20 @@ pub struct WorkloadApi {
 impl WorkloadApi {
     /// Serves what this agent decides.
     pub fn new(agent: Arc<Agent>) -> Self {
-        Self { agent, streams: Arc::default() }
+        Self {
+            agent,
+            streams: Arc::default(),
+        }
     }
 
     /// The checks before every method: the header, then the caller.
     fn admit<T>(&self, request: &Request<T>) -> Result<Arc<PinnedProcess>, Status> {
         let refuse = |reason, status: Status| {
-            self.agent.metrics.refused.get_or_create(&ReasonLabel { reason }).inc();
+            self.agent
+                .metrics
+                .refused
+                .get_or_create(&ReasonLabel { reason })
+                .inc();
             Err(status)
         };
         let mut headers = request.metadata().get_all(SECURITY_HEADER).iter();
@@ -57,14 +64,19 @@ impl WorkloadApi {
         };
         match &**caller {
             Ok(process) if process.is_alive() => Ok(process.clone()),
-            Ok(_) => refuse("caller", Status::permission_denied(PinError::Gone.to_string())),
+            Ok(_) => refuse(
+                "caller",
+                Status::permission_denied(PinError::Gone.to_string()),
+            ),
             Err(error) => refuse("caller", Status::permission_denied(error.to_string())),
         }
     }
 
     fn open_stream(&self, process: &PinnedProcess) -> Result<OpenStream, Status> {
         self.streams.clone().open(process.pid()).ok_or_else(|| {
-            let reason = ReasonLabel { reason: "too_many_streams" };
+            let reason = ReasonLabel {
+                reason: "too_many_streams",
+            };
             self.agent.metrics.refused.get_or_create(&reason).inc();
             Status::resource_exhausted("too many streams are open; close some")
         })
@@ -83,7 +95,11 @@ impl SpiffeWorkloadApi for WorkloadApi {
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
         let process = self.admit(&request)?;
         let open = self.open_stream(&process)?;
-        Ok(Response::new(stream::svids(self.agent.clone(), process, open)))
+        Ok(Response::new(stream::svids(
+            self.agent.clone(),
+            process,
+            open,
+        )))
     }
 
     async fn fetch_x509_bundles(
@@ -92,7 +108,11 @@ impl SpiffeWorkloadApi for WorkloadApi {
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
         let process = self.admit(&request)?;
         let open = self.open_stream(&process)?;
-        Ok(Response::new(stream::bundles(self.agent.clone(), process, open)))
+        Ok(Response::new(stream::bundles(
+            self.agent.clone(),
+            process,
+            open,
+        )))
     }
 
     async fn fetch_jwtsvid(

@@ -89,7 +89,13 @@ struct Svid {
 impl Subscription {
     fn new(agent: Arc<Agent>, process: Arc<PinnedProcess>, open: OpenStream) -> Self {
         agent.metrics.streams.inc();
-        Self { changes: agent.changes(), agent, process, sent: None, _open: open }
+        Self {
+            changes: agent.changes(),
+            agent,
+            process,
+            sent: None,
+            _open: open,
+        }
     }
 
     /// Waits for something to say, and says it.
@@ -111,7 +117,12 @@ impl Subscription {
                 false => self.issue(&entitled)?,
             };
             let message = response(&svids, &bundle, &lists);
-            self.sent = Some(Sent { svids, bundle, lists, renew_at });
+            self.sent = Some(Sent {
+                svids,
+                bundle,
+                lists,
+                renew_at,
+            });
             return Ok(message);
         }
     }
@@ -121,8 +132,10 @@ impl Subscription {
             self.wait().await;
             self.entitled().await?;
             let (bundle, lists) = self.trust()?;
-            let is_same =
-                self.sent.as_ref().is_some_and(|sent| sent.bundle == bundle && sent.lists == lists);
+            let is_same = self
+                .sent
+                .as_ref()
+                .is_some_and(|sent| sent.bundle == bundle && sent.lists == lists);
             if is_same {
                 continue;
             }
@@ -133,7 +146,11 @@ impl Subscription {
                     bundle.clone(),
                 )]),
             };
-            self.sent = Some(Sent { bundle, lists, ..Sent::default() });
+            self.sent = Some(Sent {
+                bundle,
+                lists,
+                ..Sent::default()
+            });
             return Ok(message);
         }
     }
@@ -142,9 +159,9 @@ impl Subscription {
     async fn wait(&mut self) {
         let Some(sent) = &self.sent else { return };
         let timer = self.agent.reattest;
-        let until_renewal = sent
-            .renew_at
-            .map_or(timer, |at| at.saturating_duration_since(Instant::now()).min(timer));
+        let until_renewal = sent.renew_at.map_or(timer, |at| {
+            at.saturating_duration_since(Instant::now()).min(timer)
+        });
         tokio::select! {
             _ = self.changes.changed() => {}
             () = tokio::time::sleep(until_renewal) => {}
@@ -155,7 +172,9 @@ impl Subscription {
     async fn entitled(&self) -> Result<Entitled, Status> {
         let (agent, process) = (self.agent.clone(), self.process.clone());
         tokio::task::spawn_blocking(move || {
-            agent.entitled(&process).inspect_err(|refusal| agent.log_refusal(&process, refusal))
+            agent
+                .entitled(&process)
+                .inspect_err(|refusal| agent.log_refusal(&process, refusal))
         })
         .await
         .map_err(|_| Status::internal("attestation failed"))?
@@ -164,7 +183,10 @@ impl Subscription {
     }
 
     fn trust(&self) -> Result<(Vec<u8>, Vec<Vec<u8>>), Status> {
-        let lists = self.agent.revocation_lists().map_err(|error| unavailable(&error))?;
+        let lists = self
+            .agent
+            .revocation_lists()
+            .map_err(|error| unavailable(&error))?;
         Ok((self.agent.authority.bundle(), lists))
     }
 
@@ -209,12 +231,15 @@ impl Drop for Subscription {
 /// Are the SVIDs a client has those that it is entitled to?
 fn is_what_they_are(svids: &[Svid], entitled: &Entitled) -> bool {
     svids.len() == entitled.workloads.len()
-        && svids.iter().zip(&entitled.workloads).all(|(svid, workload)| {
-            svid.workload == workload.name
-                && svid.spiffe_id == workload.spiffe_id.as_str()
-                && svid.dns_names == workload.dns_names
-                && svid.hint == workload.hint.as_deref().unwrap_or_default()
-        })
+        && svids
+            .iter()
+            .zip(&entitled.workloads)
+            .all(|(svid, workload)| {
+                svid.workload == workload.name
+                    && svid.spiffe_id == workload.spiffe_id.as_str()
+                    && svid.dns_names == workload.dns_names
+                    && svid.hint == workload.hint.as_deref().unwrap_or_default()
+            })
 }
 
 fn response(svids: &[Svid], bundle: &[u8], lists: &[Vec<u8>]) -> X509svidResponse {

@@ -64,8 +64,11 @@ pub(super) fn render(found: &Diagnostic, files: &[SourceFile]) -> String {
     let _ = writeln!(text, "{margin}{DIM}-->{DIM:#} {place}");
     if let Some(line) = source_line(found, files) {
         let before = usize::try_from(found.column.saturating_sub(1)).unwrap_or_default();
-        let indent: String =
-            line.chars().take(before).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        let indent: String = line
+            .chars()
+            .take(before)
+            .map(|c| if c == '\t' { '\t' } else { ' ' })
+            .collect();
         let _ = writeln!(text, "{DIM}{margin} |{DIM:#}");
         let _ = writeln!(text, "{DIM}{number} |{DIM:#} {line}");
         let _ = writeln!(text, "{DIM}{margin} |{DIM:#} {indent}{style}^{style:#}");

@@ -72,7 +72,10 @@ fn answer(set: &PolicySet, line: &[u8]) -> Result<Answer, (Value, String)> {
     let query: Query = serde_json::from_slice(line).map_err(|error| {
         // Whose line it was, if at least that can be read.
         let value: Value = serde_json::from_slice(line).unwrap_or_default();
-        (value.get("id").cloned().unwrap_or_default(), error.to_string())
+        (
+            value.get("id").cloned().unwrap_or_default(),
+            error.to_string(),
+        )
     })?;
     let id = query.id.clone();
     let parsed = query.parse(set).map_err(|error| (id.clone(), error))?;

@@ -116,10 +116,18 @@ fn print(explanation: &Explanation) {
         Verdict::Allow => AnsiColor::Green.on_default().bold(),
         Verdict::Deny => AnsiColor::Red.on_default().bold(),
     };
-    anstream::println!("{style}{}{style:#}: {}", query::verdict(verdict), explanation.reason);
+    anstream::println!(
+        "{style}{}{style:#}: {}",
+        query::verdict(verdict),
+        explanation.reason
+    );
     for one in &explanation.considered {
         let mark = if one.matched { "✔" } else { "·" };
-        let rule = one.origin.rule.map(|rule| format!(" rule {rule}")).unwrap_or_default();
+        let rule = one
+            .origin
+            .rule
+            .map(|rule| format!(" rule {rule}"))
+            .unwrap_or_default();
         anstream::println!(
             "  {mark} {} {}{rule} ({}) {DIM}{}:{}{DIM:#}\n      {}",
             query::kind(one.origin.kind),

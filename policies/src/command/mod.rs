@@ -154,7 +154,9 @@ fn parse_defaults(text: &str) -> Result<Defaults, String> {
         match part.split_once('=') {
             Some(("network", word)) => defaults.network = verdict(word)?,
             Some(("authorization", word)) => defaults.authorization = verdict(word)?,
-            _ => return Err("write `strict`, `istio` or `network=deny,authorization=allow`".into()),
+            _ => {
+                return Err("write `strict`, `istio` or `network=deny,authorization=allow`".into());
+            }
         }
     }
     Ok(defaults)

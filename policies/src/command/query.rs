@@ -83,7 +83,11 @@ struct HeaderMap(BTreeMap<String, Vec<String>>);
 
 impl Headers for HeaderMap {
     fn values(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
-        self.0.get(name).into_iter().flatten().for_each(|value| each(value.as_bytes()));
+        self.0
+            .get(name)
+            .into_iter()
+            .flatten()
+            .for_each(|value| each(value.as_bytes()));
     }
 }
 
@@ -97,7 +101,9 @@ impl Query {
             None | Some("inbound") => Direction::Inbound,
             Some("outbound") => Direction::Outbound,
             Some(other) => {
-                return Err(format!("`direction` is `{other}`, write `inbound` or `outbound`"));
+                return Err(format!(
+                    "`direction` is `{other}`, write `inbound` or `outbound`"
+                ));
             }
         };
         if self.jwt.is_some_and(|jwt| !jwt.is_null()) {
@@ -138,9 +144,18 @@ impl ParsedHttp {
         let path = path.split(['?', '#']).next().unwrap_or_default().to_owned();
         let mut headers = HeaderMap::default();
         for (name, values) in http.headers.unwrap_or_default() {
-            headers.0.entry(name.to_ascii_lowercase()).or_default().extend(values);
+            headers
+                .0
+                .entry(name.to_ascii_lowercase())
+                .or_default()
+                .extend(values);
         }
-        Ok(Self { method: http.method.ok_or("`http.method` is missing")?, path, host: http.host, headers })
+        Ok(Self {
+            method: http.method.ok_or("`http.method` is missing")?,
+            path,
+            host: http.host,
+            headers,
+        })
     }
 }
 
@@ -150,7 +165,10 @@ impl Parsed {
         Access {
             direction: self.direction,
             source: Source {
-                peer: self.identity.as_ref().map_or(Peer::Plaintext, Peer::Verified),
+                peer: self
+                    .identity
+                    .as_ref()
+                    .map_or(Peer::Plaintext, Peer::Verified),
                 ip: self.source.ip,
                 namespace: self.source.namespace.as_deref(),
                 labels: self.source.labels.as_ref(),
@@ -245,9 +263,14 @@ fn workload_name(text: &str, set: &PolicySet) -> Result<WorkloadName, String> {
     let (namespace, name) = text
         .split_once('/')
         .ok_or_else(|| format!("`destination.workload` is `{text}`, write `namespace/name`"))?;
-    let name = WorkloadName { namespace: Arc::from(namespace), name: Arc::from(name) };
+    let name = WorkloadName {
+        namespace: Arc::from(namespace),
+        name: Arc::from(name),
+    };
     if set.workload(&name).is_none() {
-        return Err(format!("`destination.workload`: there is no Workload `{text}`"));
+        return Err(format!(
+            "`destination.workload`: there is no Workload `{text}`"
+        ));
     }
     Ok(name)
 }
@@ -257,8 +280,8 @@ fn protocol(text: Option<&str>) -> Result<Protocol, String> {
         None | Some("TCP") => Ok(Protocol::Tcp),
         Some("UDP") => Ok(Protocol::Udp),
         Some("SCTP") => Ok(Protocol::Sctp),
-        Some(other) => {
-            Err(format!("`destination.protocol` is `{other}`, write `TCP`, `UDP` or `SCTP`"))
-        }
+        Some(other) => Err(format!(
+            "`destination.protocol` is `{other}`, write `TCP`, `UDP` or `SCTP`"
+        )),
     }
 }

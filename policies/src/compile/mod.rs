@@ -74,12 +74,20 @@ impl Mtls {
 
 impl Compiled {
     pub(crate) fn by_name(&self, name: &WorkloadName) -> Option<&Entry> {
-        self.by_name.get(name).and_then(|&index| self.workloads.get(index))
+        self.by_name
+            .get(name)
+            .and_then(|&index| self.workloads.get(index))
     }
 
     pub(crate) fn by_identity(&self, id: &SpiffeId) -> impl Iterator<Item = &Entry> {
-        let indexes = self.by_identity.get(id).map(Vec::as_slice).unwrap_or_default();
-        indexes.iter().filter_map(|&index| self.workloads.get(index))
+        let indexes = self
+            .by_identity
+            .get(id)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        indexes
+            .iter()
+            .filter_map(|&index| self.workloads.get(index))
     }
 
     /// The labels of a namespace. One without a document has its name alone.
@@ -117,18 +125,28 @@ pub(crate) fn compile(
         authorization: authorization_policies,
     };
     for namespace in namespaces {
-        compiled.namespaces.insert(namespace.meta.name, namespace.labels);
+        compiled
+            .namespaces
+            .insert(namespace.meta.name, namespace.labels);
     }
-    let mut workloads: Vec<Workload> = workloads.into_iter().map(|(_, workload)| workload).collect();
+    let mut workloads: Vec<Workload> = workloads
+        .into_iter()
+        .map(|(_, workload)| workload)
+        .collect();
     workloads.sort_by(|a, b| a.name.cmp(&b.name));
     for workload in workloads {
         let name = workload.name.namespace.to_string();
-        compiled.namespaces.entry(name.clone()).or_insert_with(|| {
-            Labels::from([(NAMESPACE_NAME.to_owned(), name)])
-        });
+        compiled
+            .namespaces
+            .entry(name.clone())
+            .or_insert_with(|| Labels::from([(NAMESPACE_NAME.to_owned(), name)]));
         let index = compiled.workloads.len();
         compiled.by_name.insert(workload.name.clone(), index);
-        compiled.by_identity.entry(workload.spiffe_id.clone()).or_default().push(index);
+        compiled
+            .by_identity
+            .entry(workload.spiffe_id.clone())
+            .or_default()
+            .push(index);
         let entry = entry(workload, &compiled, &peer_authentications, options);
         compiled.workloads.push(entry);
     }
@@ -147,7 +165,9 @@ fn entry(
         policy.meta.namespace == namespace && policy.pods.matches(&workload.labels)
     };
     let network = |isolates: fn(&network::NetworkPolicy) -> bool| {
-        places(&compiled.network, |policy| isolates(policy) && selected(policy))
+        places(&compiled.network, |policy| {
+            isolates(policy) && selected(policy)
+        })
     };
     let applies = |policy: &authorization::AuthorizationPolicy| {
         let at_home = policy.meta.namespace == namespace;
@@ -173,7 +193,11 @@ fn entry(
 }
 
 fn places<T>(all: &[T], wanted: impl Fn(&T) -> bool) -> Vec<usize> {
-    all.iter().enumerate().filter(|(_, one)| wanted(one)).map(|(place, _)| place).collect()
+    all.iter()
+        .enumerate()
+        .filter(|(_, one)| wanted(one))
+        .map(|(place, _)| place)
+        .collect()
 }
 
 /// Port, workload, namespace, mesh: the narrowest scope that says something holds. In each scope
@@ -196,17 +220,31 @@ fn mtls(workload: &Workload, peers: &[peer::PeerAuthentication], options: &Optio
     let mut mode = (MtlsMode::Permissive, None);
     for policy in [mesh, whole, own].into_iter().flatten() {
         if let Some((place, said)) = policy.mode {
-            mode = (said, Some(origin(PolicyKind::PeerAuthentication, &policy.meta, None, place.line)));
+            mode = (
+                said,
+                Some(origin(
+                    PolicyKind::PeerAuthentication,
+                    &policy.meta,
+                    None,
+                    place.line,
+                )),
+            );
         }
     }
     let mut ports = BTreeMap::new();
     for (port, said) in own.iter().flat_map(|policy| &policy.ports) {
         if let (Some((place, said)), Some(policy)) = (said, own) {
             let kind = PolicyKind::PeerAuthentication;
-            ports.insert(*port, (*said, Some(origin(kind, &policy.meta, None, place.line))));
+            ports.insert(
+                *port,
+                (*said, Some(origin(kind, &policy.meta, None, place.line))),
+            );
         }
     }
-    Mtls { default: mode, ports }
+    Mtls {
+        default: mode,
+        ports,
+    }
 }
 
 /// Where a rule stands.
@@ -222,21 +260,43 @@ pub(crate) fn origin(kind: PolicyKind, meta: &Meta, rule: Option<u32>, line: u32
 
 /// Two documents of one kind and name: which one counts would depend on the order of files.
 fn refuse_duplicates(documents: &Documents, found: &mut Vec<Diagnostic>) {
-    let Documents { workloads, namespaces, network_policies, peer_authentications, authorization_policies } =
-        documents;
+    let Documents {
+        workloads,
+        namespaces,
+        network_policies,
+        peer_authentications,
+        authorization_policies,
+    } = documents;
     unique("Workload", workloads.iter().map(|(meta, _)| meta), found);
     unique("Namespace", namespaces.iter().map(|one| &one.meta), found);
-    unique("NetworkPolicy", network_policies.iter().map(|one| &one.meta), found);
-    unique("PeerAuthentication", peer_authentications.iter().map(|one| &one.meta), found);
-    unique("AuthorizationPolicy", authorization_policies.iter().map(|one| &one.meta), found);
+    unique(
+        "NetworkPolicy",
+        network_policies.iter().map(|one| &one.meta),
+        found,
+    );
+    unique(
+        "PeerAuthentication",
+        peer_authentications.iter().map(|one| &one.meta),
+        found,
+    );
+    unique(
+        "AuthorizationPolicy",
+        authorization_policies.iter().map(|one| &one.meta),
+        found,
+    );
 
     let mut hints: HashMap<&str, &Meta> = HashMap::new();
     for (meta, workload) in workloads {
-        let Some(hint) = workload.hint.as_deref() else { continue };
+        let Some(hint) = workload.hint.as_deref() else {
+            continue;
+        };
         if let Some(first) = hints.insert(hint, meta) {
             Problems::new(&meta.file, found).error(
                 meta.at,
-                format!("hint `{hint}` is that of `{}/{}` too", first.namespace, first.name),
+                format!(
+                    "hint `{hint}` is that of `{}/{}` too",
+                    first.namespace, first.name
+                ),
             );
         }
     }
@@ -266,5 +326,10 @@ fn key(meta: &Meta) -> (&str, &str) {
 
 /// Oldest first; those without a date after all others, by name.
 fn age(meta: &Meta) -> (bool, Option<&str>, &str, &str) {
-    (meta.created.is_none(), meta.created.as_deref(), &meta.name, &meta.namespace)
+    (
+        meta.created.is_none(),
+        meta.created.as_deref(),
+        &meta.name,
+        &meta.namespace,
+    )
 }

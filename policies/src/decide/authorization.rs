@@ -30,21 +30,34 @@ pub(crate) fn decide(question: &Question<'_>) -> Decision {
     }
     match first_match(question, &own.allow) {
         Some(origin) => decision(Verdict::Allow, origin),
-        None => decision(Verdict::Deny, DecidedBy::NoMatch(PolicyKind::AuthorizationPolicy)),
+        None => decision(
+            Verdict::Deny,
+            DecidedBy::NoMatch(PolicyKind::AuthorizationPolicy),
+        ),
     }
 }
 
 fn first_match(question: &Question<'_>, places: &[usize]) -> Option<DecidedBy> {
     policies(question, places).find_map(|policy| {
-        let (place, rule) =
-            (0..).zip(&policy.rules).find(|(_, rule)| rule_matches(question, policy.action, rule))?;
+        let (place, rule) = (0..)
+            .zip(&policy.rules)
+            .find(|(_, rule)| rule_matches(question, policy.action, rule))?;
         let kind = PolicyKind::AuthorizationPolicy;
-        Some(DecidedBy::Rule(origin(kind, &policy.meta, Some(place), rule.at.line)))
+        Some(DecidedBy::Rule(origin(
+            kind,
+            &policy.meta,
+            Some(place),
+            rule.at.line,
+        )))
     })
 }
 
 fn decision(verdict: Verdict, decided_by: DecidedBy) -> Decision {
-    Decision { verdict, stage: Stage::Authorization, decided_by }
+    Decision {
+        verdict,
+        stage: Stage::Authorization,
+        decided_by,
+    }
 }
 
 /// Does the rule speak of this access at all, where no HTTP was parsed?
@@ -57,7 +70,9 @@ pub(crate) fn is_dropped(question: &Question<'_>, action: Action, rule: &Rule) -
 /// Any source, any operation, all conditions.
 pub(crate) fn rule_matches(question: &Question<'_>, action: Action, rule: &Rule) -> bool {
     let all = |fields: &[FieldMatch]| {
-        fields.iter().all(|field| is_left_out(question, field) || field_matches(question, action, field))
+        fields
+            .iter()
+            .all(|field| is_left_out(question, field) || field_matches(question, action, field))
     };
     let any = |list: &[Vec<FieldMatch>]| list.is_empty() || list.iter().any(|fields| all(fields));
     !is_dropped(question, action, rule) && any(&rule.from) && any(&rule.to) && all(&rule.when)
@@ -87,12 +102,16 @@ pub(crate) fn field_matches(question: &Question<'_>, action: Action, field: &Fie
     let patterns = &field.patterns;
     let text = |value: Option<&str>| {
         value.is_some_and(|value| {
-            patterns.iter().any(|pattern| pattern.matches_text(value.as_bytes()))
+            patterns
+                .iter()
+                .any(|pattern| pattern.matches_text(value.as_bytes()))
         })
     };
     let address = |ip: Option<IpAddr>| {
         ip.is_some_and(|ip| {
-            patterns.iter().any(|pattern| matches!(pattern, Pattern::Net(net) if contains(net, ip)))
+            patterns
+                .iter()
+                .any(|pattern| matches!(pattern, Pattern::Net(net) if contains(net, ip)))
         })
     };
     let any = match &field.field {
@@ -133,7 +152,9 @@ fn header_matches(
     name: &str,
     patterns: &[Pattern],
 ) -> bool {
-    let Some(http) = question.access.http else { return false };
+    let Some(http) = question.access.http else {
+        return false;
+    };
     let mut joined: Option<Vec<u8>> = None;
     let mut alone = false;
     let matches = |value: &[u8]| patterns.iter().any(|pattern| pattern.matches_text(value));
@@ -167,13 +188,22 @@ fn identity<'a>(question: &Question<'a>) -> Option<&'a postern_spiffe::SpiffeId>
 /// Workload.
 fn namespace<'a>(question: &Question<'a>) -> Option<&'a str> {
     let id = identity(question)?;
-    let mut segments = id.path().split('/').skip_while(|segment| *segment != "ns").skip(1);
-    segments.next().or(question.access.source.namespace).or_else(|| {
-        let mut known =
-            question.compiled.by_identity(id).map(|entry| &*entry.workload.name.namespace);
-        let first = known.next()?;
-        known.all(|other| other == first).then_some(first)
-    })
+    let mut segments = id
+        .path()
+        .split('/')
+        .skip_while(|segment| *segment != "ns")
+        .skip(1);
+    segments
+        .next()
+        .or(question.access.source.namespace)
+        .or_else(|| {
+            let mut known = question
+                .compiled
+                .by_identity(id)
+                .map(|entry| &*entry.workload.name.namespace);
+            let first = known.next()?;
+            known.all(|other| other == first).then_some(first)
+        })
 }
 
 /// What the access has in the place of a field, for people.
@@ -209,5 +239,7 @@ pub(crate) fn policies<'a>(
     question: &Question<'a>,
     places: &'a [usize],
 ) -> impl Iterator<Item = &'a AuthorizationPolicy> {
-    places.iter().filter_map(|&place| question.compiled.authorization.get(place))
+    places
+        .iter()
+        .filter_map(|&place| question.compiled.authorization.get(place))
 }

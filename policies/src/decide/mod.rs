@@ -26,7 +26,10 @@ pub(crate) struct Question<'a> {
 impl<'a> Question<'a> {
     /// The entry of the destination, if it is a Workload.
     pub(crate) fn destination(&self) -> Option<&'a Entry> {
-        self.access.destination.workload.and_then(|name| self.compiled.by_name(name))
+        self.access
+            .destination
+            .workload
+            .and_then(|name| self.compiled.by_name(name))
     }
 
     /// Peer authentication, then the network.
@@ -45,7 +48,10 @@ impl<'a> Question<'a> {
         if self.access.source.peer != Peer::Plaintext {
             return None;
         }
-        let (mode, origin) = self.destination()?.mtls.of_port(self.access.destination.port);
+        let (mode, origin) = self
+            .destination()?
+            .mtls
+            .of_port(self.access.destination.port);
         (*mode == MtlsMode::Strict).then(|| Decision {
             verdict: Verdict::Deny,
             stage: Stage::PeerAuthentication,

@@ -28,19 +28,25 @@ enum OtherEnd<'a> {
 
 /// Inbound: the destination's ingress rules.
 pub(crate) fn ingress(question: &Question<'_>) -> Decision {
-    let Some(own) = question.destination() else { return by_default(question) };
+    let Some(own) = question.destination() else {
+        return by_default(question);
+    };
     if own.ingress.is_empty() {
         return by_default(question);
     }
     let other = source(question);
-    let rules = rules(question.compiled, &own.ingress, |policy| policy.ingress.as_deref());
+    let rules = rules(question.compiled, &own.ingress, |policy| {
+        policy.ingress.as_deref()
+    });
     first_match(question, rules, other)
 }
 
 /// Outbound: the egress rules of the asking workload. Of several with one identity, all must
 /// allow it.
 pub(crate) fn egress(question: &Question<'_>) -> Decision {
-    let Peer::Verified(id) = question.access.source.peer else { return by_default(question) };
+    let Peer::Verified(id) = question.access.source.peer else {
+        return by_default(question);
+    };
     let other = match question.destination() {
         Some(entry) => OtherEnd::Workload(entry),
         None => OtherEnd::Address(question.access.destination.ip),
@@ -50,7 +56,9 @@ pub(crate) fn egress(question: &Question<'_>) -> Decision {
         let decision = if own.egress.is_empty() {
             by_default(question)
         } else {
-            let rules = rules(question.compiled, &own.egress, |policy| policy.egress.as_deref());
+            let rules = rules(question.compiled, &own.egress, |policy| {
+                policy.egress.as_deref()
+            });
             first_match(question, rules, other)
         };
         if decision.verdict == Verdict::Deny {
@@ -74,7 +82,10 @@ pub(crate) fn explain_rule(
             None => OtherEnd::Address(question.access.destination.ip),
         },
     };
-    (peers_match(question.compiled, policy, rule, other), ports_match(question, rule))
+    (
+        peers_match(question.compiled, policy, rule, other),
+        ports_match(question, rule),
+    )
 }
 
 fn source<'a>(question: &Question<'a>) -> OtherEnd<'a> {
@@ -87,7 +98,11 @@ fn source<'a>(question: &Question<'a>) -> OtherEnd<'a> {
                 || question.compiled.by_identity(id).next().is_some()
         }
     };
-    if is_known { OtherEnd::Source(question.access) } else { OtherEnd::Address(source.ip) }
+    if is_known {
+        OtherEnd::Source(question.access)
+    } else {
+        OtherEnd::Address(source.ip)
+    }
 }
 
 /// The policies at these places, each with its rules.
@@ -110,7 +125,12 @@ fn first_match<'a>(
     for (policy, rules) in policies {
         for (place, rule) in (0..).zip(rules) {
             if peers_match(question.compiled, policy, rule, other) && ports_match(question, rule) {
-                let origin = origin(PolicyKind::NetworkPolicy, &policy.meta, Some(place), rule.at.line);
+                let origin = origin(
+                    PolicyKind::NetworkPolicy,
+                    &policy.meta,
+                    Some(place),
+                    rule.at.line,
+                );
                 return decision(Verdict::Allow, DecidedBy::Rule(origin));
             }
         }
@@ -123,7 +143,11 @@ fn by_default(question: &Question<'_>) -> Decision {
 }
 
 fn decision(verdict: Verdict, decided_by: DecidedBy) -> Decision {
-    Decision { verdict, stage: Stage::Network, decided_by }
+    Decision {
+        verdict,
+        stage: Stage::Network,
+        decided_by,
+    }
 }
 
 fn peers_match(
@@ -143,7 +167,14 @@ fn peers_match(
             model::Peer::Pods { namespaces, pods } => {
                 let home = policy.meta.namespace.as_str();
                 let selects = |namespace: &str, labels: &Labels| {
-                    selects(compiled, home, namespaces.as_ref(), pods.as_ref(), namespace, labels)
+                    selects(
+                        compiled,
+                        home,
+                        namespaces.as_ref(),
+                        pods.as_ref(),
+                        namespace,
+                        labels,
+                    )
                 };
                 pods_match(compiled, other, selects)
             }
@@ -163,7 +194,9 @@ fn pods_match(
         }
         OtherEnd::Source(access) => access,
     };
-    let Peer::Verified(id) = access.source.peer else { return false };
+    let Peer::Verified(id) = access.source.peer else {
+        return false;
+    };
     let (namespace, labels) = (access.source.namespace, access.source.labels);
     let mut any = false;
     for entry in compiled.by_identity(id) {

@@ -69,7 +69,10 @@ pub(crate) enum Field {
 impl Field {
     /// Is there nothing to compare where no HTTP was parsed?
     pub(crate) fn is_http_only(&self) -> bool {
-        matches!(self, Self::Host | Self::Method | Self::Path | Self::Header(_))
+        matches!(
+            self,
+            Self::Host | Self::Method | Self::Path | Self::Header(_)
+        )
     }
 
     /// The word for people.

@@ -46,5 +46,7 @@ impl Expression {
 
 /// Are all of `wanted` among `labels`?
 pub(crate) fn contains(labels: &Labels, wanted: &Labels) -> bool {
-    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+    wanted
+        .iter()
+        .all(|(key, value)| labels.get(key) == Some(value))
 }

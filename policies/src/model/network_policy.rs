@@ -26,7 +26,10 @@ pub(crate) struct Rule {
 #[derive(Debug, Clone)]
 pub(crate) enum Peer {
     /// Pods by labels. Without a namespace selector: those of the policy's own namespace.
-    Pods { namespaces: Option<LabelSelector>, pods: Option<LabelSelector> },
+    Pods {
+        namespaces: Option<LabelSelector>,
+        pods: Option<LabelSelector>,
+    },
     /// Addresses outside the mesh.
     Block { net: IpNet, except: Vec<IpNet> },
 }

@@ -52,9 +52,12 @@ impl Pattern {
             Self::Present => return !host.is_empty(),
             Self::Exact(exact) => (exact, Some(host)),
             Self::Prefix(prefix) => (prefix, host.get(..prefix.len())),
-            Self::Suffix(suffix) => {
-                (suffix, host.len().checked_sub(suffix.len()).and_then(|at| host.get(at..)))
-            }
+            Self::Suffix(suffix) => (
+                suffix,
+                host.len()
+                    .checked_sub(suffix.len())
+                    .and_then(|at| host.get(at..)),
+            ),
             _ => return false,
         };
         part.is_some_and(|part| part.eq_ignore_ascii_case(pattern.as_bytes()))
@@ -102,7 +105,9 @@ impl PathTemplate {
 
     /// Reads a template: segments that are literal, `{*}` or, once, `{**}`.
     pub(crate) fn parse(value: &str) -> Result<Self, &'static str> {
-        let path = value.strip_prefix('/').ok_or("a path template begins with `/`")?;
+        let path = value
+            .strip_prefix('/')
+            .ok_or("a path template begins with `/`")?;
         let mut head = Vec::new();
         let mut tail: Option<String> = None;
         for segment in path.split('/') {
@@ -125,16 +130,24 @@ impl PathTemplate {
                 }
             }
         }
-        Ok(Self { text: value.to_owned(), head, tail })
+        Ok(Self {
+            text: value.to_owned(),
+            head,
+            tail,
+        })
     }
 
     /// The whole path must match.
     fn matches(&self, path: &[u8]) -> bool {
-        let Some(rest) = self.head.iter().try_fold(path, take) else { return false };
+        let Some(rest) = self.head.iter().try_fold(path, take) else {
+            return false;
+        };
         match &self.tail {
             None => rest.is_empty(),
             Some(tail) => rest.strip_suffix(tail.as_bytes()).is_some_and(|middle| {
-                middle.iter().all(|&byte| byte == b'/' || is_segment_byte(byte))
+                middle
+                    .iter()
+                    .all(|&byte| byte == b'/' || is_segment_byte(byte))
             }),
         }
     }
@@ -145,7 +158,10 @@ fn take<'a>(path: &'a [u8], part: &Part) -> Option<&'a [u8]> {
     match part {
         Part::Literal(text) => path.strip_prefix(text.as_bytes()),
         Part::Segment => {
-            let end = path.iter().position(|&byte| !is_segment_byte(byte)).unwrap_or(path.len());
+            let end = path
+                .iter()
+                .position(|&byte| !is_segment_byte(byte))
+                .unwrap_or(path.len());
             (end > 0).then(|| path.get(end..)).flatten()
         }
     }

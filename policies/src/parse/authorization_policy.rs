@@ -4,9 +4,7 @@
 
 use ipnet::IpNet;
 
-use super::{
-    istio_selector, metadata,
-};
+use super::{istio_selector, metadata};
 use crate::{
     diagnostic::Problems,
     model::{
@@ -46,8 +44,14 @@ pub(crate) fn read(
 
 fn refuse_unsupported(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<()> {
     for (name, why) in [
-        ("targetRef", "it names a gateway or waypoint, and there is none here; use `selector`"),
-        ("targetRefs", "it names a gateway or waypoint, and there is none here; use `selector`"),
+        (
+            "targetRef",
+            "it names a gateway or waypoint, and there is none here; use `selector`",
+        ),
+        (
+            "targetRefs",
+            "it names a gateway or waypoint, and there is none here; use `selector`",
+        ),
         ("provider", "action CUSTOM is not supported yet"),
     ] {
         if let Some(node) = spec.get(name) {
@@ -59,7 +63,9 @@ fn refuse_unsupported(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<
 }
 
 fn action(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Action> {
-    let Some(node) = spec.get("action") else { return Some(Action::Allow) };
+    let Some(node) = spec.get("action") else {
+        return Some(Action::Allow);
+    };
     match fields::text(node, "action", problems)? {
         "ALLOW" => Some(Action::Allow),
         "DENY" => Some(Action::Deny),
@@ -78,14 +84,21 @@ fn action(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Action> {
 
 /// The annotation `istio.io/dry-run`, a boolean in Go's spelling.
 fn dry_run(head: &Fields<'_>, action: Action, problems: &mut Problems<'_>) -> Option<bool> {
-    let Some(node) = head.get("annotations") else { return Some(false) };
+    let Some(node) = head.get("annotations") else {
+        return Some(false);
+    };
     let Value::Map(entries) = &node.value else {
         problems.error(node.at, "`annotations` must be a map");
         return None;
     };
-    let Some(entry) = entries.iter().find(|entry| entry.key == DRY_RUN) else { return Some(false) };
+    let Some(entry) = entries.iter().find(|entry| entry.key == DRY_RUN) else {
+        return Some(false);
+    };
     if !matches!(action, Action::Allow | Action::Deny) {
-        problems.error(entry.at, format!("`{DRY_RUN}` is for the actions ALLOW and DENY alone"));
+        problems.error(
+            entry.at,
+            format!("`{DRY_RUN}` is for the actions ALLOW and DENY alone"),
+        );
         return None;
     }
     match fields::text(&entry.node, DRY_RUN, problems)? {
@@ -116,12 +129,17 @@ fn rules(
     if nodes.len() > MAX_RULES {
         problems.error(
             spec.at,
-            format!("a policy has at most {MAX_RULES} rules, and this has {}", nodes.len()),
+            format!(
+                "a policy has at most {MAX_RULES} rules, and this has {}",
+                nodes.len()
+            ),
         );
         return None;
     }
-    let read: Vec<Option<Rule>> =
-        nodes.iter().map(|node| rule(node, &policy.meta.namespace, problems)).collect();
+    let read: Vec<Option<Rule>> = nodes
+        .iter()
+        .map(|node| rule(node, &policy.meta.namespace, problems))
+        .collect();
     read.into_iter().collect()
 }
 
@@ -146,7 +164,12 @@ fn rule(node: &Node, namespace: &str, problems: &mut Problems<'_>) -> Option<Rul
         at: node.at,
         from: from.into_iter().collect::<Option<_>>()?,
         to: to.into_iter().collect::<Option<_>>()?,
-        when: when.into_iter().collect::<Option<Vec<_>>>()?.into_iter().flatten().collect(),
+        when: when
+            .into_iter()
+            .collect::<Option<Vec<_>>>()?
+            .into_iter()
+            .flatten()
+            .collect(),
     })
 }
 
@@ -166,14 +189,20 @@ fn matches(
     let mut read = Vec::new();
     for (yes, no, field) in table {
         for (name, negated) in [(*yes, false), (*no, true)] {
-            let Some(node) = fields.get(name) else { continue };
+            let Some(node) = fields.get(name) else {
+                continue;
+            };
             let Some(field) = field else {
                 problems.error(node.at, format!("`{name}` is not supported yet"));
                 return None;
             };
             let patterns = patterns(node, name, field, namespace, problems)?;
             if !patterns.is_empty() {
-                read.push(FieldMatch { field: field.clone(), patterns, negated });
+                read.push(FieldMatch {
+                    field: field.clone(),
+                    patterns,
+                    negated,
+                });
             }
         }
     }
@@ -192,21 +221,28 @@ fn matches(
     Some(read)
 }
 
-fn condition(
-    node: &Node,
-    namespace: &str,
-    problems: &mut Problems<'_>,
-) -> Option<Vec<FieldMatch>> {
-    let fields = Fields::of(node, "a condition", &["key", "values", "notValues"], problems)?;
+fn condition(node: &Node, namespace: &str, problems: &mut Problems<'_>) -> Option<Vec<FieldMatch>> {
+    let fields = Fields::of(
+        node,
+        "a condition",
+        &["key", "values", "notValues"],
+        problems,
+    )?;
     let key_node = fields.required("key", "a condition", problems)?;
     let key = fields::filled(key_node, "key", problems)?;
     let field = condition_field(key, key_node, problems)?;
     let mut read = Vec::new();
     for (name, negated) in [("values", false), ("notValues", true)] {
-        let Some(node) = fields.get(name) else { continue };
+        let Some(node) = fields.get(name) else {
+            continue;
+        };
         let patterns = patterns(node, name, &field, namespace, problems)?;
         if !patterns.is_empty() {
-            read.push(FieldMatch { field: field.clone(), patterns, negated });
+            read.push(FieldMatch {
+                field: field.clone(),
+                patterns,
+                negated,
+            });
         }
     }
     if read.is_empty() {
@@ -217,8 +253,9 @@ fn condition(
 }
 
 fn condition_field(key: &str, node: &Node, problems: &mut Problems<'_>) -> Option<Field> {
-    if let Some(name) =
-        key.strip_prefix("request.headers[").and_then(|rest| rest.strip_suffix(']'))
+    if let Some(name) = key
+        .strip_prefix("request.headers[")
+        .and_then(|rest| rest.strip_suffix(']'))
     {
         let good = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
         if name.is_empty() || !name.chars().all(good) {
@@ -294,13 +331,14 @@ fn patterns(
 
 fn pattern(text: &str, field: &Field, namespace: &str) -> Result<Pattern, &'static str> {
     match field {
-        Field::SourceIp | Field::RemoteIp | Field::DestinationIp => {
-            net(text).map(Pattern::Net).ok_or("this is no address and no address range")
-        }
+        Field::SourceIp | Field::RemoteIp | Field::DestinationIp => net(text)
+            .map(Pattern::Net)
+            .ok_or("this is no address and no address range"),
         // 0 is what Istio accepts too; it matches nothing.
-        Field::DestinationPort => {
-            text.parse().map(Pattern::Port).map_err(|_| "this is no port from 0 to 65535")
-        }
+        Field::DestinationPort => text
+            .parse()
+            .map(Pattern::Port)
+            .map_err(|_| "this is no port from 0 to 65535"),
         Field::ServiceAccount => service_account(text, namespace),
         Field::Path if PathTemplate::is_template(text) => {
             PathTemplate::parse(text).map(Pattern::Template)
@@ -317,7 +355,10 @@ fn pattern(text: &str, field: &Field, namespace: &str) -> Result<Pattern, &'stat
 /// An address alone stands for itself; host bits of a range are masked.
 fn net(text: &str) -> Option<IpNet> {
     let bare = || text.parse::<std::net::IpAddr>().ok().map(IpNet::from);
-    text.parse::<IpNet>().ok().map(|net| net.trunc()).or_else(bare)
+    text.parse::<IpNet>()
+        .ok()
+        .map(|net| net.trunc())
+        .or_else(bare)
 }
 
 /// `namespace/name`, or `name` in the namespace of the policy.
@@ -329,17 +370,31 @@ fn service_account(text: &str, namespace: &str) -> Result<Pattern, &'static str>
     if namespace.is_empty() || name.is_empty() || name.contains('/') {
         return Err("write it as `name` or `namespace/name`");
     }
-    Ok(Pattern::ServiceAccount(namespace.to_owned(), name.to_owned()))
+    Ok(Pattern::ServiceAccount(
+        namespace.to_owned(),
+        name.to_owned(),
+    ))
 }
 
-const SPEC: [&str; 6] = ["selector", "targetRef", "targetRefs", "rules", "action", "provider"];
+const SPEC: [&str; 6] = [
+    "selector",
+    "targetRef",
+    "targetRefs",
+    "rules",
+    "action",
+    "provider",
+];
 
 /// Name, `not…` twin, and the field; without a field: known to Istio, not supported here.
 const SOURCE: &[(&str, &str, Option<Field>)] = &[
     ("principals", "notPrincipals", Some(Field::Principal)),
     ("requestPrincipals", "notRequestPrincipals", None),
     ("namespaces", "notNamespaces", Some(Field::Namespace)),
-    ("serviceAccounts", "notServiceAccounts", Some(Field::ServiceAccount)),
+    (
+        "serviceAccounts",
+        "notServiceAccounts",
+        Some(Field::ServiceAccount),
+    ),
     ("trustDomains", "notTrustDomains", Some(Field::TrustDomain)),
     ("ipBlocks", "notIpBlocks", Some(Field::SourceIp)),
     ("remoteIpBlocks", "notRemoteIpBlocks", Some(Field::RemoteIp)),

@@ -10,7 +10,6 @@ mod workload;
 
 use std::{path::Path, sync::Arc};
 
-
 use crate::{
     diagnostic::{Diagnostic, Place, Problems},
     model::{Documents, Meta, Namespace},
@@ -41,7 +40,10 @@ fn read_text(text: &[u8]) -> Result<Vec<Node>, (Place, String)> {
     let text = std::str::from_utf8(text).map_err(|error| {
         let good = text.get(..error.valid_up_to()).unwrap_or_default();
         let line = good.iter().filter(|&&byte| byte == b'\n').count() + 1;
-        let at = Place { line: u32::try_from(line).unwrap_or(u32::MAX), column: 1 };
+        let at = Place {
+            line: u32::try_from(line).unwrap_or(u32::MAX),
+            column: 1,
+        };
         (at, "this is not UTF-8".to_owned())
     })?;
     node::read(text)
@@ -54,20 +56,28 @@ fn read_document(
     documents: &mut Documents,
     problems: &mut Problems<'_>,
 ) {
-    let Some((version, kind)) = version_and_kind(node, problems) else { return };
+    let Some((version, kind)) = version_and_kind(node, problems) else {
+        return;
+    };
     match (version, kind) {
         ("v1", "List") => {
             let known = ["apiVersion", "kind", "metadata", "items"];
-            let Some(fields) = Fields::of(node, "List", &known, problems) else { return };
+            let Some(fields) = Fields::of(node, "List", &known, problems) else {
+                return;
+            };
             for item in fields.list("items", problems) {
                 read_document(item, options, documents, problems);
             }
         }
         ("v1", "Namespace") => {
-            documents.namespaces.extend(namespace(node, options, problems));
+            documents
+                .namespaces
+                .extend(namespace(node, options, problems));
         }
         ("networking.k8s.io/v1", "NetworkPolicy") => {
-            documents.network_policies.extend(network_policy::read(node, options, problems));
+            documents
+                .network_policies
+                .extend(network_policy::read(node, options, problems));
         }
         ("security.istio.io/v1" | "security.istio.io/v1beta1", "PeerAuthentication") => {
             let read = peer_authentication::read(node, options, problems);
@@ -81,21 +91,23 @@ fn read_document(
             problems.error(node.at, "RequestAuthentication is not supported yet");
         }
         ("postern.dev/v1", "Workload") => {
-            documents.workloads.extend(workload::read(node, options, problems));
+            documents
+                .workloads
+                .extend(workload::read(node, options, problems));
         }
         _ if options.ignore_other_kinds => {}
         _ => unknown_kind(node, version, kind, problems),
     }
 }
 
-fn version_and_kind<'n>(
-    node: &'n Node,
-    problems: &mut Problems<'_>,
-) -> Option<(&'n str, &'n str)> {
+fn version_and_kind<'n>(node: &'n Node, problems: &mut Problems<'_>) -> Option<(&'n str, &'n str)> {
     let Value::Map(entries) = &node.value else {
         problems.error(
             node.at,
-            format!("a document must be a map, and this is {}", fields::kind_of(node)),
+            format!(
+                "a document must be a map, and this is {}",
+                fields::kind_of(node)
+            ),
         );
         return None;
     };
@@ -148,7 +160,11 @@ fn metadata<'n>(
 ) -> Option<(Meta, Fields<'n>)> {
     let node = document.required("metadata", "a document", problems)?;
     let fields = Fields::of(node, "metadata", &METADATA, problems)?;
-    let name = fields::filled(fields.required("name", "metadata", problems)?, "name", problems)?;
+    let name = fields::filled(
+        fields.required("name", "metadata", problems)?,
+        "name",
+        problems,
+    )?;
     let namespace = match fields.get("namespace") {
         Some(node) => fields::filled(node, "namespace", problems)?,
         None => &options.namespace,
@@ -164,7 +180,9 @@ fn metadata<'n>(
         namespace: namespace.to_owned(),
         name: name.to_owned(),
         full_name: Arc::from(format!("{namespace}/{name}")),
-        created: fields.text("creationTimestamp", problems).map(str::to_owned),
+        created: fields
+            .text("creationTimestamp", problems)
+            .map(str::to_owned),
         file: problems.file().clone(),
         at,
     };
@@ -176,9 +194,13 @@ fn istio_selector(
     spec: &Fields<'_>,
     problems: &mut Problems<'_>,
 ) -> Option<crate::model::labels::Labels> {
-    let Some(node) = spec.get("selector") else { return Some(Default::default()) };
+    let Some(node) = spec.get("selector") else {
+        return Some(Default::default());
+    };
     let fields = Fields::of(node, "selector", &["matchLabels"], problems)?;
-    let Some(node) = fields.get("matchLabels") else { return Some(Default::default()) };
+    let Some(node) = fields.get("matchLabels") else {
+        return Some(Default::default());
+    };
     fields::labels(node, "matchLabels", problems)
 }
 

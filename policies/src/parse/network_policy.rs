@@ -2,9 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::{
-    metadata,
-};
+use super::metadata;
 use crate::{
     decide::Protocol,
     diagnostic::Problems,
@@ -77,16 +75,25 @@ fn types(
 
 fn rules(spec: &Fields<'_>, name: &str, peers: &str, problems: &mut Problems<'_>) -> Vec<Rule> {
     let nodes = spec.list(name, problems);
-    nodes.iter().filter_map(|node| rule(node, name, peers, problems)).collect()
+    nodes
+        .iter()
+        .filter_map(|node| rule(node, name, peers, problems))
+        .collect()
 }
 
 fn rule(node: &Node, what: &str, peers: &str, problems: &mut Problems<'_>) -> Option<Rule> {
     let what = format!("a rule of `{what}`");
     let fields = Fields::of(node, &what, &[peers, "ports"], problems)?;
-    let read: Vec<Option<Peer>> =
-        fields.list(peers, problems).iter().map(|node| peer(node, problems)).collect();
-    let ports: Vec<Option<Port>> =
-        fields.list("ports", problems).iter().map(|node| port(node, problems)).collect();
+    let read: Vec<Option<Peer>> = fields
+        .list(peers, problems)
+        .iter()
+        .map(|node| peer(node, problems))
+        .collect();
+    let ports: Vec<Option<Port>> = fields
+        .list("ports", problems)
+        .iter()
+        .map(|node| port(node, problems))
+        .collect();
     Some(Rule {
         at: node.at,
         peers: read.into_iter().collect::<Option<_>>()?,
@@ -98,14 +105,21 @@ fn peer(node: &Node, problems: &mut Problems<'_>) -> Option<Peer> {
     let known = ["podSelector", "namespaceSelector", "ipBlock"];
     let fields = Fields::of(node, "a peer", &known, problems)?;
     let mut selector = |name| {
-        fields.get(name).map(|node| label_selector(node, name, problems)).map_or(Some(None), |read| {
-            read.map(Some)
-        })
+        fields
+            .get(name)
+            .map(|node| label_selector(node, name, problems))
+            .map_or(Some(None), |read| read.map(Some))
     };
     let (pods, namespaces) = (selector("podSelector")?, selector("namespaceSelector")?);
-    match (fields.get("ipBlock"), pods.is_some() || namespaces.is_some()) {
+    match (
+        fields.get("ipBlock"),
+        pods.is_some() || namespaces.is_some(),
+    ) {
         (Some(node), true) => {
-            problems.error(node.at, "`ipBlock` stands alone, without selectors beside it");
+            problems.error(
+                node.at,
+                "`ipBlock` stands alone, without selectors beside it",
+            );
             None
         }
         (Some(node), false) => block(node, problems),
@@ -129,7 +143,10 @@ fn block(node: &Node, problems: &mut Problems<'_>) -> Option<Peer> {
     for node in fields.list("except", problems) {
         let inner = cidr(node, "except", problems)?;
         if !net.contains(&inner) || inner.prefix_len() <= net.prefix_len() {
-            problems.error(node.at, format!("`{inner}` must lie strictly inside `{net}`"));
+            problems.error(
+                node.at,
+                format!("`{inner}` must lie strictly inside `{net}`"),
+            );
             return None;
         }
         except.push(inner);
@@ -169,12 +186,15 @@ fn port(node: &Node, problems: &mut Problems<'_>) -> Option<Port> {
             }
         },
     };
-    let Some(end) = port.get("endPort") else { return Some(Port { protocol, number }) };
+    let Some(end) = port.get("endPort") else {
+        return Some(Port { protocol, number });
+    };
     let last = fields::port(end, "endPort", problems)?;
     match number {
-        PortNumber::Range(first, _) if first <= last => {
-            Some(Port { protocol, number: PortNumber::Range(first, last) })
-        }
+        PortNumber::Range(first, _) if first <= last => Some(Port {
+            protocol,
+            number: PortNumber::Range(first, last),
+        }),
         PortNumber::Range(first, _) => {
             problems.error(end.at, format!("`endPort` {last} is below `port` {first}"));
             None
@@ -199,7 +219,11 @@ fn named_port(name: &str, node: &Node, problems: &mut Problems<'_>) -> Option<Po
     if is_name {
         return Some(PortNumber::Named(name.to_owned()));
     }
-    let hint = if name.parse::<u16>().is_ok() { "a number stands without quotes" } else { "at most 15 lower-case letters, digits and single `-`" };
+    let hint = if name.parse::<u16>().is_ok() {
+        "a number stands without quotes"
+    } else {
+        "at most 15 lower-case letters, digits and single `-`"
+    };
     problems.error_with(node.at, format!("`{name}` is no port name"), hint);
     None
 }
@@ -231,11 +255,19 @@ fn label_selector(node: &Node, what: &str, problems: &mut Problems<'_>) -> Optio
         .iter()
         .map(|node| expression(node, problems))
         .collect();
-    Some(LabelSelector { equal, expressions: expressions.into_iter().collect::<Option<_>>()? })
+    Some(LabelSelector {
+        equal,
+        expressions: expressions.into_iter().collect::<Option<_>>()?,
+    })
 }
 
 fn expression(node: &Node, problems: &mut Problems<'_>) -> Option<Expression> {
-    let fields = Fields::of(node, "an expression", &["key", "operator", "values"], problems)?;
+    let fields = Fields::of(
+        node,
+        "an expression",
+        &["key", "operator", "values"],
+        problems,
+    )?;
     let key = fields.required("key", "an expression", problems)?;
     let operator = fields.required("operator", "an expression", problems)?;
     let text = fields::filled(key, "key", problems)?;
@@ -269,5 +301,8 @@ fn expression(node: &Node, problems: &mut Problems<'_>) -> Option<Expression> {
             return None;
         }
     };
-    Some(Expression { key: text.to_owned(), operator: read })
+    Some(Expression {
+        key: text.to_owned(),
+        operator: read,
+    })
 }

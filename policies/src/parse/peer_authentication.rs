@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{
-    istio_selector, metadata,
-};
+use super::{istio_selector, metadata};
 use crate::{
     compile::MtlsMode,
     diagnostic::{Place, Problems},
@@ -27,8 +25,15 @@ pub(crate) fn read(
         mode: None,
         ports: BTreeMap::new(),
     };
-    let Some(spec) = document.get("spec") else { return Some(empty) };
-    let spec = Fields::of(spec, "spec", &["selector", "mtls", "portLevelMtls"], problems)?;
+    let Some(spec) = document.get("spec") else {
+        return Some(empty);
+    };
+    let spec = Fields::of(
+        spec,
+        "spec",
+        &["selector", "mtls", "portLevelMtls"],
+        problems,
+    )?;
     let selector = istio_selector(&spec, problems)?;
     let mode = match spec.get("mtls") {
         Some(node) => mode(node, problems)?,
@@ -38,14 +43,24 @@ pub(crate) fn read(
         Some(node) => ports(node, selector.is_empty(), problems)?,
         None => BTreeMap::new(),
     };
-    Some(PeerAuthentication { selector, mode, ports, ..empty })
+    Some(PeerAuthentication {
+        selector,
+        mode,
+        ports,
+        ..empty
+    })
 }
 
 /// `{mode: …}`; without a mode, or UNSET: inherited.
-#[expect(clippy::option_option, reason = "the outer one tells of a mistake, the inner of UNSET")]
+#[expect(
+    clippy::option_option,
+    reason = "the outer one tells of a mistake, the inner of UNSET"
+)]
 fn mode(node: &Node, problems: &mut Problems<'_>) -> Option<Option<(Place, MtlsMode)>> {
     let fields = Fields::of(node, "mtls", &["mode"], problems)?;
-    let Some(node) = fields.get("mode") else { return Some(None) };
+    let Some(node) = fields.get("mode") else {
+        return Some(None);
+    };
     match fields::text(node, "mode", problems)? {
         "UNSET" => Some(None),
         "STRICT" => Some(Some((node.at, MtlsMode::Strict))),
@@ -72,7 +87,10 @@ fn ports(
         return None;
     };
     if selects_all {
-        problems.error(node.at, "`portLevelMtls` needs a `selector` that is not empty");
+        problems.error(
+            node.at,
+            "`portLevelMtls` needs a `selector` that is not empty",
+        );
         return None;
     }
     if entries.is_empty() {
@@ -86,7 +104,10 @@ fn ports(
                 ports.insert(port, mode(&entry.node, problems)?);
             }
             _ => {
-                problems.error(entry.at, format!("`{}` is no port from 1 to 65535", entry.key));
+                problems.error(
+                    entry.at,
+                    format!("`{}` is no port from 1 to 65535", entry.key),
+                );
                 return None;
             }
         }

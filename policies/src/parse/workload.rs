@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use postern_spiffe::{Selector, SpiffeId, TrustDomain};
 
-use super::{
-    metadata,
-    network_policy::protocol,
-};
+use super::{metadata, network_policy::protocol};
 use crate::{
     decide::Protocol,
     diagnostic::Problems,
@@ -54,7 +51,11 @@ pub(crate) fn read(
         dns_names: parsed_list(&spec, "dnsNames", problems, dns_name)?,
         ports: ports(&spec, problems)?,
         addresses: parsed_list(&spec, "addresses", problems, |text| {
-            if text.parse::<std::net::IpAddr>().is_ok() { Ok(text.to_owned()) } else { dns_name(text) }
+            if text.parse::<std::net::IpAddr>().is_ok() {
+                Ok(text.to_owned())
+            } else {
+                dns_name(text)
+            }
         })?,
         federates_with: parsed_list(&spec, "federatesWith", problems, |text| {
             TrustDomain::parse(text.strip_prefix("spiffe://").unwrap_or(text))
@@ -101,7 +102,10 @@ fn identity(
                 }
             };
             if id.path().is_empty() {
-                problems.error(node.at, "`spiffeID` needs a path: a workload is not its trust domain");
+                problems.error(
+                    node.at,
+                    "`spiffeID` needs a path: a workload is not its trust domain",
+                );
                 return None;
             }
             if id.trust_domain() != own {
@@ -126,7 +130,10 @@ fn identity(
             }
         }
         (Some(node), Some(_)) => {
-            problems.error(node.at, "`spiffeID` and `serviceAccount` exclude each other");
+            problems.error(
+                node.at,
+                "`spiffeID` and `serviceAccount` exclude each other",
+            );
             None
         }
         (None, None) => {
@@ -137,10 +144,15 @@ fn identity(
 }
 
 fn hint(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Option<String>> {
-    let Some(node) = spec.get("hint") else { return Some(None) };
+    let Some(node) = spec.get("hint") else {
+        return Some(None);
+    };
     let text = fields::filled(node, "hint", problems)?;
     if text.len() > MAX_HINT_BYTES {
-        problems.error(node.at, format!("`hint` has more than {MAX_HINT_BYTES} bytes"));
+        problems.error(
+            node.at,
+            format!("`hint` has more than {MAX_HINT_BYTES} bytes"),
+        );
         return None;
     }
     Some(Some(text.to_owned()))
@@ -154,10 +166,16 @@ fn parsed_list<T>(
     problems: &mut Problems<'_>,
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Option<Vec<T>> {
-    let Some(node) = spec.get(name) else { return Some(Vec::new()) };
+    let Some(node) = spec.get(name) else {
+        return Some(Vec::new());
+    };
     let items = fields::list(node, name, problems)?;
     if items.is_empty() {
-        problems.error_with(node.at, format!("`{name}` must not be empty"), "leave it out instead");
+        problems.error_with(
+            node.at,
+            format!("`{name}` must not be empty"),
+            "leave it out instead",
+        );
         return None;
     }
     let read: Vec<Option<T>> = items
@@ -182,7 +200,9 @@ fn dns_name(text: &str) -> Result<String, String> {
             && label.len() <= 63
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+            && label
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
     };
     if text.len() <= 253 && text.split('.').all(good_label) {
         Ok(text.to_ascii_lowercase())
@@ -208,14 +228,20 @@ fn ports(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Vec<WorkloadP
                     .and_then(|text| protocol(text, node, problems))?,
                 None => Protocol::Tcp,
             };
-            Some(WorkloadPort { name, port: number, protocol })
+            Some(WorkloadPort {
+                name,
+                port: number,
+                protocol,
+            })
         })
         .collect();
     read.into_iter().collect()
 }
 
 fn on_drift(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<OnDrift> {
-    let Some(node) = spec.get("onDrift") else { return Some(OnDrift::Alert) };
+    let Some(node) = spec.get("onDrift") else {
+        return Some(OnDrift::Alert);
+    };
     match fields::text(node, "onDrift", problems)? {
         "alert" => Some(OnDrift::Alert),
         "revoke" => Some(OnDrift::Revoke),
@@ -270,8 +296,14 @@ const SPEC: [&str; 13] = [
 ];
 
 /// The first is supported.
-const BASELINE: [&str; 6] =
-    ["executables", "listen", "destinations", "writable", "protected", "rules"];
+const BASELINE: [&str; 6] = [
+    "executables",
+    "listen",
+    "destinations",
+    "writable",
+    "protected",
+    "rules",
+];
 
 /// Spec: SPIFFE Workload API section 5.2.1.
 const MAX_HINT_BYTES: usize = 1024;

@@ -25,7 +25,10 @@ impl<'n> Fields<'n> {
         problems: &mut Problems<'_>,
     ) -> Option<Self> {
         let Value::Map(entries) = &node.value else {
-            problems.error(node.at, format!("{what} must be a map, and this is {}", kind_of(node)));
+            problems.error(
+                node.at,
+                format!("{what} must be a map, and this is {}", kind_of(node)),
+            );
             return None;
         };
         for entry in entries {
@@ -33,7 +36,10 @@ impl<'n> Fields<'n> {
                 unknown(entry, what, known, problems);
             }
         }
-        Some(Self { at: node.at, entries })
+        Some(Self {
+            at: node.at,
+            entries,
+        })
     }
 
     /// The value of a name. A null is the same as nothing, as Kubernetes has it.
@@ -58,7 +64,9 @@ impl<'n> Fields<'n> {
 
     /// The items of a list; an absent one has none.
     pub fn list(&self, name: &str, problems: &mut Problems<'_>) -> &'n [Node] {
-        self.get(name).and_then(|node| list(node, name, problems)).unwrap_or_default()
+        self.get(name)
+            .and_then(|node| list(node, name, problems))
+            .unwrap_or_default()
     }
 
     /// A text that need not be there.
@@ -68,27 +76,25 @@ impl<'n> Fields<'n> {
 }
 
 /// The items of a list. A null among them is a mistake: nobody writes an empty dash on purpose.
-pub fn list<'n>(
-    node: &'n Node,
-    what: &str,
-    problems: &mut Problems<'_>,
-) -> Option<&'n [Node]> {
+pub fn list<'n>(node: &'n Node, what: &str, problems: &mut Problems<'_>) -> Option<&'n [Node]> {
     let Value::List(items) = &node.value else {
-        problems.error(node.at, format!("`{what}` must be a list, and this is {}", kind_of(node)));
+        problems.error(
+            node.at,
+            format!("`{what}` must be a list, and this is {}", kind_of(node)),
+        );
         return None;
     };
-    for item in items.iter().filter(|item| matches!(item.value, Value::Null)) {
+    for item in items
+        .iter()
+        .filter(|item| matches!(item.value, Value::Null))
+    {
         problems.error(item.at, format!("an item of `{what}` is null"));
     }
     Some(items)
 }
 
 /// A text; numbers and booleans are refused, with the advice to put them in quotes.
-pub fn text<'n>(
-    node: &'n Node,
-    what: &str,
-    problems: &mut Problems<'_>,
-) -> Option<&'n str> {
+pub fn text<'n>(node: &'n Node, what: &str, problems: &mut Problems<'_>) -> Option<&'n str> {
     match &node.value {
         Value::Text(text) => Some(text),
         Value::Integer(_) | Value::Number | Value::Bool(_) => {
@@ -112,11 +118,7 @@ pub fn text<'n>(
 }
 
 /// A text with at least one character.
-pub fn filled<'n>(
-    node: &'n Node,
-    what: &str,
-    problems: &mut Problems<'_>,
-) -> Option<&'n str> {
+pub fn filled<'n>(node: &'n Node, what: &str, problems: &mut Problems<'_>) -> Option<&'n str> {
     let text = text(node, what, problems)?;
     if text.is_empty() {
         problems.error(node.at, format!("`{what}` must not be empty"));
@@ -144,7 +146,10 @@ pub fn labels(
     problems: &mut Problems<'_>,
 ) -> Option<crate::model::labels::Labels> {
     let Value::Map(entries) = &node.value else {
-        problems.error(node.at, format!("`{what}` must be a map, and this is {}", kind_of(node)));
+        problems.error(
+            node.at,
+            format!("`{what}` must be a map, and this is {}", kind_of(node)),
+        );
         return None;
     };
     let mut labels = crate::model::labels::Labels::new();
@@ -219,7 +224,11 @@ pub fn socket_address(
         Ok(address) => Some(address),
         Err(_) => {
             let hint = "write it as `127.0.0.1:8080` or `[::1]:8080`";
-            problems.error_with(node.at, format!("`{text}` in `{what}` is no address with a port"), hint);
+            problems.error_with(
+                node.at,
+                format!("`{text}` in `{what}` is no address with a port"),
+                hint,
+            );
             None
         }
     }
@@ -228,13 +237,21 @@ pub fn socket_address(
 /// A duration of more than zero: a whole number and a unit (`500ms`, `30s`, `5m`, `1h`, `7d`).
 pub fn duration(node: &Node, what: &str, problems: &mut Problems<'_>) -> Option<Duration> {
     let Value::Text(text) = &node.value else {
-        problems.error_with(node.at, format!("`{what}` needs a unit"), "such as `30s` or `1h`");
+        problems.error_with(
+            node.at,
+            format!("`{what}` needs a unit"),
+            "such as `30s` or `1h`",
+        );
         return None;
     };
     let parsed = parse_duration(text).filter(|duration| !duration.is_zero());
     if parsed.is_none() {
         let hint = "a whole number and `ms`, `s`, `m`, `h` or `d`, more than zero";
-        problems.error_with(node.at, format!("`{text}` in `{what}` is no duration"), hint);
+        problems.error_with(
+            node.at,
+            format!("`{text}` in `{what}` is no duration"),
+            hint,
+        );
     }
     parsed
 }
@@ -254,7 +271,10 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     };
     // A thousand years: what is longer is a slip, and would not fit a certificate.
     let limit = 1_000 * 366 * 86_400;
-    number.checked_mul(seconds).filter(|&all| all <= limit).map(Duration::from_secs)
+    number
+        .checked_mul(seconds)
+        .filter(|&all| all <= limit)
+        .map(Duration::from_secs)
 }
 
 /// What a value is, for people.
@@ -277,15 +297,24 @@ fn unknown(entry: &Entry, what: &str, known: &[&str], problems: &mut Problems<'_
         None => problems.error_with(
             entry.at,
             message,
-            format!("known are {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
+            format!(
+                "known are {}",
+                known
+                    .iter()
+                    .map(|name| format!("`{name}`"))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
         ),
     }
 }
 
 /// The known word that differs least, if it differs little.
 pub fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
-    let (distance, name) =
-        known.iter().map(|&name| (distance(word, name), name)).min_by_key(|&(far, _)| far)?;
+    let (distance, name) = known
+        .iter()
+        .map(|&name| (distance(word, name), name))
+        .min_by_key(|&(far, _)| far)?;
     (distance <= word.len().max(3) / 3).then_some(name)
 }
 

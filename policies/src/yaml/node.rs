@@ -54,19 +54,28 @@ pub struct Entry {
 /// # Errors
 /// The first place that is not YAML, or that breaks a limit, and why.
 pub fn read(text: &str) -> Result<Vec<Node>, (Place, String)> {
-    let documents: Vec<Node> = serde_saphyr::from_multiple_with_options(text, options())
-        .map_err(|error| {
-            let place = error.location().map(place_of).unwrap_or(Place { line: 1, column: 1 });
+    let documents: Vec<Node> =
+        serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| {
+            let place = error
+                .location()
+                .map(place_of)
+                .unwrap_or(Place { line: 1, column: 1 });
             (place, in_our_words(&error))
         })?;
-    Ok(documents.into_iter().filter(|node| !matches!(node.value, Value::Null)).collect())
+    Ok(documents
+        .into_iter()
+        .filter(|node| !matches!(node.value, Value::Null))
+        .collect())
 }
 
 /// The library's message, without its advice to programmers and the place that we tell ourselves.
 fn in_our_words(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string();
     let text = text.split(" at line ").next().unwrap_or_default();
-    let text = text.split(", set DuplicateKeyPolicy").next().unwrap_or_default();
+    let text = text
+        .split(", set DuplicateKeyPolicy")
+        .next()
+        .unwrap_or_default();
     match text.strip_prefix("duplicate mapping key: ") {
         Some(key) => format!("duplicate key `{key}`"),
         None => text.to_owned(),
@@ -88,14 +97,20 @@ fn options() -> Options {
 
 fn place_of(location: serde_saphyr::Location) -> Place {
     let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-    Place { line: number(location.line()), column: number(location.column()) }
+    Place {
+        line: number(location.line()),
+        column: number(location.column()),
+    }
 }
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
         // Of an alias the place where it is used, not the one where its anchor stands.
-        Ok(Self { at: place_of(spanned.referenced), value: spanned.value })
+        Ok(Self {
+            at: place_of(spanned.referenced),
+            value: spanned.value,
+        })
     }
 }
 
@@ -173,7 +188,11 @@ impl<'de> Visitor<'de> for ValueVisitor {
                 return Err(A::Error::custom(format!("duplicate key `{}`", key.value)));
             }
             let node = access.next_value()?;
-            entries.push(Entry { at: place_of(key.referenced), key: key.value, node });
+            entries.push(Entry {
+                at: place_of(key.referenced),
+                key: key.value,
+                node,
+            });
         }
         Ok(Value::Map(entries))
     }

@@ -29,12 +29,18 @@ enum Kind {
 impl Answered {
     /// A body of our own.
     pub(crate) fn own(text: impl Into<Bytes>) -> Self {
-        Self { kind: Kind::Own(Full::new(text.into())), line: None }
+        Self {
+            kind: Kind::Own(Full::new(text.into())),
+            line: None,
+        }
     }
 
     /// The upstream's body.
     pub(crate) fn upstream(body: Incoming) -> Self {
-        Self { kind: Kind::Upstream(body), line: None }
+        Self {
+            kind: Kind::Upstream(body),
+            line: None,
+        }
     }
 
     /// Writes this line when the body ends.
@@ -54,9 +60,9 @@ impl Body for Answered {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let me = &mut *self;
         let frame = match &mut me.kind {
-            Kind::Own(body) => {
-                Pin::new(body).poll_frame(context).map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
-            }
+            Kind::Own(body) => Pin::new(body)
+                .poll_frame(context)
+                .map(|frame| frame.map(|frame| frame.map_err(|never| match never {}))),
             Kind::Upstream(body) => Pin::new(body).poll_frame(context),
         };
         if let (Poll::Ready(Some(Ok(frame))), Some((_, record, _))) = (&frame, &mut me.line)

@@ -46,8 +46,11 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Strips every field in which an app could look for an identity.
 pub(crate) fn strip_identity(headers: &mut HeaderMap) {
-    let spoofable: Vec<HeaderName> =
-        headers.keys().filter(|name| is_identity(name.as_str())).cloned().collect();
+    let spoofable: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_identity(name.as_str()))
+        .cloned()
+        .collect();
     for name in spoofable {
         headers.remove(name);
     }
@@ -56,8 +59,10 @@ pub(crate) fn strip_identity(headers: &mut HeaderMap) {
 /// Names come in lower case; some apps take `_` for `-`.
 fn is_identity(name: &str) -> bool {
     let name = name.replace('_', "-");
-    matches!(name.as_str(), "x-forwarded-client-cert" | "x-spiffe-id" | "x-client-identity")
-        || name.starts_with("x-postern-")
+    matches!(
+        name.as_str(),
+        "x-forwarded-client-cert" | "x-spiffe-id" | "x-client-identity"
+    ) || name.starts_with("x-postern-")
 }
 
 /// What an app is told about a verified caller, in Envoy's format.
@@ -67,15 +72,28 @@ pub(crate) fn forwarded_client_cert(
     leaf: &CertificateDer<'_>,
 ) -> Option<HeaderValue> {
     let hash = digest::digest(&digest::SHA256, leaf);
-    let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = hash
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let (_, parsed) = X509Certificate::from_der(leaf).ok()?;
-    let subject = parsed.subject().to_string().replace('\\', "\\\\").replace('"', "\\\"");
-    let mut text = format!("By={own};Hash={hash};Subject=\"{subject}\";URI={}", peer.id());
+    let subject = parsed
+        .subject()
+        .to_string()
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"");
+    let mut text = format!(
+        "By={own};Hash={hash};Subject=\"{subject}\";URI={}",
+        peer.id()
+    );
     let names = parsed.subject_alternative_name().ok().flatten();
     for name in names.iter().flat_map(|names| &names.value.general_names) {
         // Only what cannot break the format: these come from a certificate that we trust, and yet.
         if let GeneralName::DNSName(name) = name
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '*'))
+            && name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '*'))
         {
             text.push_str(&format!(";DNS={name}"));
         }
@@ -89,7 +107,9 @@ pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
         let bytes = value.as_bytes();
         !bytes.is_empty()
             && bytes.len() <= 64
-            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
+            && bytes
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
     };
     let mut given = headers.get_all(REQUEST_ID).iter();
     let id = match (given.next().filter(sane), given.next()) {
@@ -105,10 +125,14 @@ fn new_id() -> HeaderValue {
     let mut bytes = [0; 16];
     // Without randomness an id is only less useful, not less safe.
     let _ = SystemRandom::new().fill(&mut bytes);
-    let number = (u128::from_be_bytes(bytes) & !(0xf << 76) | (4 << 76)) & !(0b11 << 62) | (0b10 << 62);
+    let number =
+        (u128::from_be_bytes(bytes) & !(0xf << 76) | (4 << 76)) & !(0b11 << 62) | (0b10 << 62);
     let hex = format!("{number:032x}");
     let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)];
-    let text: Vec<&str> = parts.iter().filter_map(|&(from, to)| hex.get(from..to)).collect();
+    let text: Vec<&str> = parts
+        .iter()
+        .filter_map(|&(from, to)| hex.get(from..to))
+        .collect();
     HeaderValue::try_from(text.join("-")).unwrap_or(HeaderValue::from_static("0"))
 }
 
@@ -135,7 +159,10 @@ pub(crate) struct Fields<'h>(pub(crate) &'h HeaderMap);
 
 impl Headers for Fields<'_> {
     fn values(&self, name: &str, each: &mut dyn FnMut(&[u8])) {
-        self.0.get_all(name).iter().for_each(|value| each(value.as_bytes()));
+        self.0
+            .get_all(name)
+            .iter()
+            .for_each(|value| each(value.as_bytes()));
     }
 }
 
@@ -155,7 +182,10 @@ mod tests {
         fields
             .iter()
             .map(|(name, value)| {
-                (name.parse::<HeaderName>().unwrap(), HeaderValue::try_from(*value).unwrap())
+                (
+                    name.parse::<HeaderName>().unwrap(),
+                    HeaderValue::try_from(*value).unwrap(),
+                )
             })
             .collect()
     }
@@ -207,7 +237,10 @@ mod tests {
             let mut headers = bad.clone();
             let id = request_id(&mut headers);
             assert_eq!(id.len(), 36, "{bad:?}");
-            assert_eq!(headers.get_all("x-request-id").iter().collect::<Vec<_>>(), [&id]);
+            assert_eq!(
+                headers.get_all("x-request-id").iter().collect::<Vec<_>>(),
+                [&id]
+            );
         }
     }
 }

@@ -36,7 +36,11 @@ fn unescape(raw: &str) -> Result<String, PathRefused> {
             '\\' | '#' => return Err(PathRefused::Character),
             c if c.is_ascii_control() || c == ' ' => return Err(PathRefused::Character),
             '%' => {
-                let mut digit = || rest.next().and_then(|c| c.to_digit(16)).ok_or(PathRefused::Escape);
+                let mut digit = || {
+                    rest.next()
+                        .and_then(|c| c.to_digit(16))
+                        .ok_or(PathRefused::Escape)
+                };
                 let (high, low) = (digit()?, digit()?);
                 let byte = u8::try_from(high * 16 + low).map_err(|_| PathRefused::Escape)?;
                 match byte {

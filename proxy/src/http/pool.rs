@@ -137,7 +137,9 @@ impl Pool {
             .await
             .map_err(|_| UpstreamError::Connect("no connection in time".into()))??;
         let sender = self.open(upstream, connected).await?;
-        self.try_send(upstream, sender, request).await.map_err(|(error, _)| error)
+        self.try_send(upstream, sender, request)
+            .await
+            .map_err(|(error, _)| error)
     }
 
     fn take(&self, upstream: &Upstream) -> Option<Sender> {
@@ -162,7 +164,12 @@ impl Pool {
         upstream: &Upstream,
         connected: Connected,
     ) -> Result<Sender, UpstreamError> {
-        let Connected { stream, http2, retire_at, watched } = connected;
+        let Connected {
+            stream,
+            http2,
+            retire_at,
+            watched,
+        } = connected;
         let io = TokioIo::new(stream);
         if !http2 {
             let (sender, connection) = http1::Builder::new()
@@ -171,7 +178,11 @@ impl Pool {
                 .await
                 .map_err(UpstreamError::Answer)?;
             tokio::spawn(live(watched, connection));
-            return Ok(Sender::Http1(Kept { sender, since: Instant::now(), retire_at }));
+            return Ok(Sender::Http1(Kept {
+                sender,
+                since: Instant::now(),
+                retire_at,
+            }));
         }
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -183,7 +194,11 @@ impl Pool {
             .await
             .map_err(UpstreamError::Answer)?;
         tokio::spawn(live(watched, connection));
-        let kept = Kept { sender, since: Instant::now(), retire_at };
+        let kept = Kept {
+            sender,
+            since: Instant::now(),
+            retire_at,
+        };
         lock(&self.shared).insert(upstream.clone(), kept.clone());
         Ok(Sender::Http2(kept))
     }
@@ -211,7 +226,9 @@ impl Pool {
                 }
             }
         };
-        timeout(ANSWER_TIMEOUT, sent).await.map_err(|_| (UpstreamError::Timeout, None))?
+        timeout(ANSWER_TIMEOUT, sent)
+            .await
+            .map_err(|_| (UpstreamError::Timeout, None))?
     }
 
     /// An HTTP/1.1 connection can be used again when its answer has been read to the end.

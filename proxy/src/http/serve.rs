@@ -120,9 +120,7 @@ impl Clean {
 ///
 /// # Errors
 /// [`Malformed`] with the request's id: it is refused, and the app does not see it.
-pub(crate) fn clean(
-    mut request: Request<Incoming>,
-) -> Result<Clean, (Malformed, HeaderValue)> {
+pub(crate) fn clean(mut request: Request<Incoming>) -> Result<Clean, (Malformed, HeaderValue)> {
     headers::strip_identity(request.headers_mut());
     let id = headers::request_id(request.headers_mut());
     match check(&request) {
@@ -176,7 +174,9 @@ fn host(uri: &Uri, headers: &HeaderMap) -> Result<String, Malformed> {
     let mut fields = headers.get_all(HOST).iter();
     let field = match (fields.next(), fields.next()) {
         (_, Some(_)) => return Err(Malformed::Host),
-        (field, None) => field.map(|value| value.to_str().map_err(|_| Malformed::Host)).transpose()?,
+        (field, None) => field
+            .map(|value| value.to_str().map_err(|_| Malformed::Host))
+            .transpose()?,
     };
     match (uri.authority(), field) {
         (Some(target), _) if target.as_str().contains('@') => Err(Malformed::Host),
@@ -191,12 +191,17 @@ fn host(uri: &Uri, headers: &HeaderMap) -> Result<String, Malformed> {
 
 /// A name or address, with a port or without.
 fn is_host(text: &str) -> bool {
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
+    let good =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
     !text.is_empty() && text.chars().all(good)
 }
 
 /// An answer of our own.
-pub(crate) fn own_answer(status: StatusCode, text: &'static str, id: &HeaderValue) -> Response<Answered> {
+pub(crate) fn own_answer(
+    status: StatusCode,
+    text: &'static str,
+    id: &HeaderValue,
+) -> Response<Answered> {
     let mut response = Response::new(Answered::own(text));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -37,7 +37,9 @@ pub(super) async fn follow(
             .as_ref()
             .is_some_and(|identity| identity.svid().not_after() < SystemTime::now());
         if expired {
-            tracing::error!("the certificate has expired and there is no new one; nothing is served");
+            tracing::error!(
+                "the certificate has expired and there is no new one; nothing is served"
+            );
             current.send_replace(None);
         }
         let now = [&paths.certificate, &paths.key, &paths.bundle].map(|path| Fingerprint::of(path));
@@ -49,7 +51,10 @@ pub(super) async fn follow(
             Ok(identity) => install(current, identity, metrics),
             Err(error) => {
                 metrics.identity_errors.inc();
-                tracing::error!(error = format!("{error:#}"), "the identity's files were refused");
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "the identity's files were refused"
+                );
             }
         }
     }
@@ -79,7 +84,11 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
         .with_context(|| format!("`{}` cannot be read as PEM", path.display()))?;
-    anyhow::ensure!(!certificates.is_empty(), "`{}` holds no certificate", path.display());
+    anyhow::ensure!(
+        !certificates.is_empty(),
+        "`{}` holds no certificate",
+        path.display()
+    );
     Ok(certificates)
 }
 

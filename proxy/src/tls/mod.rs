@@ -52,7 +52,13 @@ impl Trust {
         chain: &[CertificateDer<'_>],
         role: PeerRole,
     ) -> Result<VerifiedPeer, PeerRefused> {
-        verify_peer(chain, &self.bundles, &self.revocations, role, SystemTime::now())
+        verify_peer(
+            chain,
+            &self.bundles,
+            &self.revocations,
+            role,
+            SystemTime::now(),
+        )
     }
 }
 
@@ -75,7 +81,9 @@ impl Identity {
         key: PrivateKeyDer<'static>,
         trust: Trust,
     ) -> anyhow::Result<Self> {
-        let leaf = chain.first().ok_or_else(|| anyhow::anyhow!("there is no certificate"))?;
+        let leaf = chain
+            .first()
+            .ok_or_else(|| anyhow::anyhow!("there is no certificate"))?;
         let svid = X509Svid::parse(leaf)?;
         trust.verify(&chain, PeerRole::Client)?;
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -173,8 +181,21 @@ pub(crate) async fn follow(
         IdentitySource::WorkloadApi(socket) => {
             workload_api::follow(&socket, &current, &metrics).await;
         }
-        IdentitySource::Files { certificate, key, bundle } => {
-            files::follow(&files::Paths { certificate, key, bundle }, &current, &metrics).await;
+        IdentitySource::Files {
+            certificate,
+            key,
+            bundle,
+        } => {
+            files::follow(
+                &files::Paths {
+                    certificate,
+                    key,
+                    bundle,
+                },
+                &current,
+                &metrics,
+            )
+            .await;
         }
     }
 }

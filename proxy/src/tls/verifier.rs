@@ -76,7 +76,9 @@ impl ClientCertVerifier for Clients {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -94,7 +96,11 @@ impl Server {
         provider: Arc<CryptoProvider>,
         expected: SpiffeId,
     ) -> Self {
-        Self { trust, provider, expected }
+        Self {
+            trust,
+            provider,
+            expected,
+        }
     }
 }
 
@@ -108,8 +114,10 @@ impl ServerCertVerifier for Server {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let chain = whole(leaf, intermediates);
-        let peer =
-            self.trust.verify(&chain, PeerRole::Server).map_err(|refused| alert(&refused))?;
+        let peer = self
+            .trust
+            .verify(&chain, PeerRole::Server)
+            .map_err(|refused| alert(&refused))?;
         if *peer.id() != self.expected {
             tracing::warn!(found = %peer.id(), expected = %self.expected, "another identity serves the destination");
             return Err(Error::InvalidCertificate(CertificateError::NotValidForName));
@@ -137,7 +145,9 @@ impl ServerCertVerifier for Server {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -152,11 +162,7 @@ impl ResolvesServerCert for Own {
 }
 
 impl ResolvesClientCert for Own {
-    fn resolve(
-        &self,
-        _hints: &[&[u8]],
-        _schemes: &[SignatureScheme],
-    ) -> Option<Arc<CertifiedKey>> {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         Some(self.0.clone())
     }
 
@@ -169,7 +175,10 @@ fn whole<'c>(
     leaf: &CertificateDer<'c>,
     intermediates: &[CertificateDer<'c>],
 ) -> Vec<CertificateDer<'c>> {
-    std::iter::once(leaf).chain(intermediates).cloned().collect()
+    std::iter::once(leaf)
+        .chain(intermediates)
+        .cloned()
+        .collect()
 }
 
 /// The alert that a refusal becomes. The peer learns no more; the rule is in our log.

@@ -58,7 +58,11 @@ pub(super) async fn follow(
                 );
             }
         }
-        wait = if answered { FIRST_WAIT } else { (wait * 2).min(LONGEST_WAIT) };
+        wait = if answered {
+            FIRST_WAIT
+        } else {
+            (wait * 2).min(LONGEST_WAIT)
+        };
         tokio::select! {
             () = sleep(wait) => {}
             never = expire(current) => match never {},
@@ -99,7 +103,9 @@ async fn stream(
         .context("cannot connect")
         .map_err(Ended::Trouble)?;
     let mut request = Request::new(X509svidRequest {});
-    request.metadata_mut().insert(SECURITY_HEADER, MetadataValue::from_static("true"));
+    request
+        .metadata_mut()
+        .insert(SECURITY_HEADER, MetadataValue::from_static("true"));
     let mut client =
         SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let mut stream = client.fetch_x509svid(request).await?.into_inner();
@@ -109,7 +115,10 @@ async fn stream(
             Ok(identity) => install(current, identity, metrics),
             Err(error) => {
                 metrics.identity_errors.inc();
-                tracing::error!(error = format!("{error:#}"), "the agent's answer was refused, the identity before stays");
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    "the agent's answer was refused, the identity before stays"
+                );
             }
         }
     }
@@ -120,7 +129,10 @@ async fn stream(
 async fn expire(current: &watch::Sender<Option<Arc<Identity>>>) -> std::convert::Infallible {
     let mut changes = current.subscribe();
     loop {
-        let end = changes.borrow_and_update().as_ref().map(|identity| identity.svid().not_after());
+        let end = changes
+            .borrow_and_update()
+            .as_ref()
+            .map(|identity| identity.svid().not_after());
         let left = end.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
         tokio::select! {
             _ = changes.changed() => {}
@@ -151,7 +163,14 @@ fn identity(response: &X509svidResponse) -> anyhow::Result<Identity> {
     // Last: nobody else's word replaces that of our own trust domain.
     bundles.insert(X509Bundle::from_der_run(own, &svid.bundle)?);
     let revocations = RevocationLists::from_der(response.crl.iter().map(Vec::as_slice))?;
-    Identity::new(chain, key, Trust { bundles, revocations })
+    Identity::new(
+        chain,
+        key,
+        Trust {
+            bundles,
+            revocations,
+        },
+    )
 }
 
 const FIRST_WAIT: Duration = Duration::from_millis(200);

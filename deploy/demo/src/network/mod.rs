@@ -7,7 +7,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream as StdTcpStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use anyhow::{Context as _, anyhow, ensure};
@@ -123,6 +122,7 @@ impl Network {
                 inside(namespaces.path(pod.name()), move || connect(to))?
             }
         }
+        .and_then(hand_over)
     }
 
     /// Opens a connection to a pod from a place that belongs to no pod.
@@ -132,6 +132,7 @@ impl Network {
             Self::Loopback { .. } => connect(to),
             Self::Namespaces(namespaces) => inside(namespaces.path(LAN), move || connect(to))?,
         }
+        .and_then(hand_over)
     }
 
     /// Starts a process in the network of a pod.
@@ -253,13 +254,14 @@ fn inside<T: Send + 'static>(
     .map_err(|_| anyhow!("work in a network namespace did not end well"))?
 }
 
-fn connect(to: SocketAddr) -> anyhow::Result<TcpStream> {
-    let stream = StdTcpStream::connect_timeout(&to, PATIENCE)
-        .with_context(|| format!("cannot connect to {to}"))?;
+fn connect(to: SocketAddr) -> anyhow::Result<StdTcpStream> {
+    StdTcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("cannot connect to {to}"))
+}
+
+/// A connection keeps the namespace in which it was opened, wherever it is used.
+fn hand_over(stream: StdTcpStream) -> anyhow::Result<TcpStream> {
     stream.set_nonblocking(true)?;
-    stream.set_write_timeout(Some(Duration::from_secs(1)))?;
-    Ok(stream)
-        .and_then(|stream| TcpStream::from_std(stream).context("cannot hand over a connection"))
+    TcpStream::from_std(stream).context("cannot hand over a connection")
 }
 
 fn ip(arguments: &[&str]) -> anyhow::Result<()> {

@@ -21,13 +21,18 @@ fn domain() -> TrustDomain {
 }
 
 fn open(folder: &TempDir, now: SystemTime) -> Result<Authority, StateError> {
-    let lifetimes = Lifetimes { root: 24 * HOUR, svid: HOUR };
+    let lifetimes = Lifetimes {
+        root: 24 * HOUR,
+        svid: HOUR,
+    };
     Authority::open(&folder.path().join("state"), domain(), lifetimes, now)
 }
 
 fn issue(authority: &Authority, now: SystemTime) -> Issued {
     let id = SpiffeId::parse("spiffe://example.org/app").unwrap();
-    authority.issue(&id, &["app.test".into()], HOUR, now).unwrap()
+    authority
+        .issue(&id, &["app.test".into()], HOUR, now)
+        .unwrap()
 }
 
 fn verify(
@@ -51,11 +56,17 @@ fn what_is_issued_verifies_until_it_ends() {
     let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
     let authority = open(&folder, now).unwrap();
     let issued = issue(&authority, now);
-    assert_eq!(verify(&authority, &issued, now).unwrap().id().path(), "/app");
+    assert_eq!(
+        verify(&authority, &issued, now).unwrap().id().path(),
+        "/app"
+    );
     let end = issued.not_after;
     assert!(verify(&authority, &issued, end).is_ok());
     let after = end + Duration::from_secs(1);
-    assert_eq!(verify(&authority, &issued, after), Err(PeerRefused::Expired));
+    assert_eq!(
+        verify(&authority, &issued, after),
+        Err(PeerRefused::Expired)
+    );
 }
 
 #[test]
@@ -74,14 +85,21 @@ fn what_is_revoked_does_not_verify_and_its_twin_does() {
 
     drop(authority);
     let authority = open(&folder, now).unwrap();
-    assert_eq!(verify(&authority, &bad, now), Err(PeerRefused::Revoked), "after a restart");
+    assert_eq!(
+        verify(&authority, &bad, now),
+        Err(PeerRefused::Revoked),
+        "after a restart"
+    );
 }
 
 #[test]
 fn no_svid_outlives_its_root() {
     // FAULTS 38
     let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
-    let lifetimes = Lifetimes { root: 2 * HOUR, svid: HOUR };
+    let lifetimes = Lifetimes {
+        root: 2 * HOUR,
+        svid: HOUR,
+    };
     let path = folder.path().join("state");
     let authority = Authority::open(&path, domain(), lifetimes, now).unwrap();
     let id = SpiffeId::parse("spiffe://example.org/app").unwrap();
@@ -96,18 +114,36 @@ fn the_next_root_is_in_every_bundle_long_before_it_signs() {
     let authority = open(&folder, now).unwrap();
     let first = issue(&authority, now);
     assert_eq!(authority.rotate(now + 11 * HOUR).unwrap(), Rotation::None);
-    assert_eq!(authority.rotate(now + 13 * HOUR).unwrap(), Rotation::Changed);
+    assert_eq!(
+        authority.rotate(now + 13 * HOUR).unwrap(),
+        Rotation::Changed
+    );
     assert_eq!(split_der(&authority.bundle()).unwrap().len(), 2, "prepared");
-    assert_eq!(authority.rotate(now + 14 * HOUR).unwrap(), Rotation::None, "only one is prepared");
-    assert_eq!(issue(&authority, now + 14 * HOUR).issuer, first.issuer, "the old one signs");
+    assert_eq!(
+        authority.rotate(now + 14 * HOUR).unwrap(),
+        Rotation::None,
+        "only one is prepared"
+    );
+    assert_eq!(
+        issue(&authority, now + 14 * HOUR).issuer,
+        first.issuer,
+        "the old one signs"
+    );
 
     let late = now + 21 * HOUR;
     let second = issue(&authority, late);
     assert_ne!(second.issuer, first.issuer, "the new one signs");
     assert!(verify(&authority, &second, late).is_ok());
 
-    assert_eq!(authority.rotate(now + 25 * HOUR).unwrap(), Rotation::Changed);
-    assert_eq!(split_der(&authority.bundle()).unwrap().len(), 1, "the old one is gone");
+    assert_eq!(
+        authority.rotate(now + 25 * HOUR).unwrap(),
+        Rotation::Changed
+    );
+    assert_eq!(
+        split_der(&authority.bundle()).unwrap().len(),
+        1,
+        "the old one is gone"
+    );
 }
 
 #[test]
@@ -138,7 +174,11 @@ fn keys_are_for_their_owner_alone() {
     assert_eq!(mode(&state), 0o700);
     assert_eq!(mode(&state.join("authority.json")), 0o600);
 
-    fs::set_permissions(state.join("authority.json"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(
+        state.join("authority.json"),
+        fs::Permissions::from_mode(0o644),
+    )
+    .unwrap();
     drop(open(&folder, now).unwrap());
     assert_eq!(mode(&state.join("authority.json")), 0o600, "repaired");
 }
@@ -178,9 +218,19 @@ fn damaged_state_is_refused_and_left_as_it_is() {
         good.replace(&key(&good), "AAAA"),
     ] {
         fs::write(&path, &bad).unwrap();
-        assert!(matches!(open(&folder, now), Err(StateError::Damaged(_))), "{bad:.60}");
-        assert_eq!(fs::read_to_string(&path).unwrap(), bad, "it was left as it is");
+        assert!(
+            matches!(open(&folder, now), Err(StateError::Damaged(_))),
+            "{bad:.60}"
+        );
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            bad,
+            "it was left as it is"
+        );
     }
     fs::write(&path, good.replace("example.org", "example.net")).unwrap();
-    assert!(matches!(open(&folder, now), Err(StateError::OtherTrustDomain { .. })));
+    assert!(matches!(
+        open(&folder, now),
+        Err(StateError::OtherTrustDomain { .. })
+    ));
 }

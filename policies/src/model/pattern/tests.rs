@@ -49,13 +49,25 @@ fn templates_match_whole_paths() {
         ("/{**}", "/", true),
     ] {
         let parsed = PathTemplate::parse(template).unwrap();
-        assert_eq!(parsed.matches(path.as_bytes()), expected, "`{template}` against `{path}`");
+        assert_eq!(
+            parsed.matches(path.as_bytes()),
+            expected,
+            "`{template}` against `{path}`"
+        );
     }
 }
 
 #[test]
 fn templates_that_envoy_refuses_are_refused() {
-    for template in ["foo/{*}", "/{**}/{*}", "/{**}/{**}", "/a{*}", "/{*}/b*", "/{x}/{*}", "/{*}{*}"] {
+    for template in [
+        "foo/{*}",
+        "/{**}/{*}",
+        "/{**}/{**}",
+        "/a{*}",
+        "/{*}/b*",
+        "/{x}/{*}",
+        "/{*}{*}",
+    ] {
         assert!(PathTemplate::parse(template).is_err(), "`{template}`");
     }
 }
@@ -72,6 +84,10 @@ fn hosts_compare_without_case() {
         ("*", "", false),
     ] {
         let pattern = Pattern::text(pattern);
-        assert_eq!(pattern.matches_host(host.as_bytes()), expected, "`{pattern}` `{host}`");
+        assert_eq!(
+            pattern.matches_host(host.as_bytes()),
+            expected,
+            "`{pattern}` `{host}`"
+        );
     }
 }

@@ -6,6 +6,8 @@ pub mod model;
 
 pub mod decide;
 
+pub mod files;
+
 mod set;
 
 pub use set::{Defaults, Diagnostic, Loaded, MtlsMode, Options, PolicySet, SourceFile};

@@ -23,6 +23,10 @@ pub struct SourceFile {
 pub struct Options {
     /// The own trust domain.
     pub trust_domain: TrustDomain,
+    /// Other names by which principals of policies may call the own trust domain.
+    pub trust_domain_aliases: Vec<TrustDomain>,
+    /// Pass over documents of other kinds, instead of refusing them.
+    pub ignore_other_kinds: bool,
     /// The namespace of documents that name none; `default` unless told otherwise.
     pub namespace: String,
     /// The namespace whose Istio policies hold everywhere; `istio-system` unless told otherwise.
@@ -90,6 +94,20 @@ pub struct Diagnostic {
     pub message: String,
     /// How to mend it.
     pub hint: Option<String>,
+}
+
+impl Options {
+    /// The safe choice of everything but the trust domain, which has no default.
+    pub fn new(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            trust_domain_aliases: Vec::new(),
+            ignore_other_kinds: false,
+            namespace: "default".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+            defaults: Defaults::STRICT,
+        }
+    }
 }
 
 impl PolicySet {

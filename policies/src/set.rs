@@ -27,10 +27,6 @@ pub struct SourceFile {
 pub struct Options {
     /// The own trust domain.
     pub trust_domain: TrustDomain,
-    /// Other names by which principals of policies may call the own trust domain.
-    pub trust_domain_aliases: Vec<TrustDomain>,
-    /// Pass over documents of other kinds, instead of refusing them.
-    pub ignore_other_kinds: bool,
     /// The namespace of documents that name none; `default` unless told otherwise.
     pub namespace: String,
     /// The namespace whose Istio policies hold everywhere; `istio-system` unless told otherwise.

@@ -49,10 +49,6 @@ pub struct Workload {
     pub addresses: Vec<String>,
     /// Trust domains whose bundles it gets beside its own.
     pub federates_with: Vec<TrustDomain>,
-    /// May it administer the agent?
-    pub admin: bool,
-    /// May it be an authority below this one?
-    pub downstream: bool,
     /// What a deviation at run time does to the identity.
     pub on_drift: OnDrift,
     /// What the workload is expected to do, where it was written down.

@@ -170,7 +170,7 @@ fn keys_are_for_their_owner_alone() {
     let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
     drop(open(&folder, now).unwrap());
     let state = folder.path().join("state");
-    let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&state), 0o700);
     assert_eq!(mode(&state.join("authority.json")), 0o600);
 

@@ -1,1 +1,1 @@
-//! Placeholder.
+//! Reading documents: mistakes with their places.

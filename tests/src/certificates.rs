@@ -1,0 +1,72 @@
+//! An authority in memory that also makes wrong certificates.
+
+use std::{fs, path::Path, time::SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use time::{Duration, OffsetDateTime};
+
+/// Signs whatever it is asked to.
+#[derive(Debug)]
+pub struct Authority {
+    params: CertificateParams,
+    key: KeyPair,
+    /// Its own certificate in PEM.
+    pub pem: String,
+}
+
+impl Authority {
+    /// A root of a trust domain.
+    ///
+    /// # Errors
+    /// The library's own.
+    pub fn new(domain: &str) -> anyhow::Result<Self> {
+        let mut params = params(&format!("spiffe://{domain}"))?;
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "Test Root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate()?;
+        let pem = params.self_signed(&key)?.pem();
+        Ok(Self { params, key, pem })
+    }
+
+    /// Writes `NAME.crt` and `NAME.key`: a good leaf for `id`, but for `change`.
+    ///
+    /// # Errors
+    /// The library's or the system's own.
+    pub fn write_leaf(
+        &self,
+        folder: &Path,
+        name: &str,
+        id: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> anyhow::Result<()> {
+        let mut params = params(id)?;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        change(&mut params);
+        let key = KeyPair::generate()?;
+        let leaf = params.signed_by(&key, &Issuer::from_params(&self.params, &self.key))?;
+        fs::write(folder.join(format!("{name}.crt")), leaf.pem())?;
+        fs::write(folder.join(format!("{name}.key")), key.serialize_pem())?;
+        Ok(())
+    }
+}
+
+fn params(uri: &str) -> anyhow::Result<CertificateParams> {
+    let now = OffsetDateTime::from(SystemTime::now());
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
+    params.not_before = now - Duration::hours(1);
+    params.not_after = now + Duration::hours(1);
+    Ok(params)
+}

@@ -1,0 +1,196 @@
+//! Daemons in a folder of their own, ended when the test ends.
+
+use std::{
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::{binaries, eventually};
+
+/// A folder and what runs in it.
+#[derive(Debug)]
+pub struct World {
+    folder: TempDir,
+    running: Vec<(String, Child)>,
+}
+
+impl World {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            folder: TempDir::new()?,
+            running: Vec::new(),
+        })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Writes a file.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn write(&self, name: &str, text: &str) -> anyhow::Result<PathBuf> {
+        let path = self.path().join(name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// Starts an agent with these Workload documents and waits until it serves. Tells its socket.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn agent(&mut self, workloads: &str) -> anyhow::Result<PathBuf> {
+        self.write("workloads/workloads.yaml", workloads)?;
+        let folder = self.path().display().to_string();
+        let config = format!(
+            "trustDomain: example.org\nstateDir: state\n\
+             workloadApi: {{socket: 'unix://{folder}/public/agent.sock'}}\n\
+             admin: {{socket: 'unix://{folder}/admin/admin.sock'}}\n\
+             health: {{listen: '127.0.0.1:0'}}\nreattest: {{every: 200ms}}\n"
+        );
+        let config = self.write("agent.yaml", &config)?;
+        self.start("agent", "postern-agent", &config)?;
+        self.said("agent", "ready")?;
+        Ok(self.path().join("public/agent.sock"))
+    }
+
+    /// Starts a proxy with this configuration.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn proxy(&mut self, name: &str, config: &str) -> anyhow::Result<()> {
+        let config = self.write(&format!("{name}.yaml"), config)?;
+        self.start(name, "postern-proxy", &config)
+    }
+
+    fn start(&mut self, name: &str, program: &str, config: &Path) -> anyhow::Result<()> {
+        let log = File::create(self.log(name))?;
+        let child = Command::new(binaries()?.join(program))
+            .args(["run", "--config"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        self.running.push((name.to_owned(), child));
+        Ok(())
+    }
+
+    /// Waits until a daemon's log says `message`; what it said instead is in the error.
+    ///
+    /// # Errors
+    /// When it never does.
+    pub fn said(&self, name: &str, message: &str) -> anyhow::Result<()> {
+        let wanted = format!("\"message\":\"{message}\"");
+        let log = || fs::read_to_string(self.log(name)).unwrap_or_default();
+        eventually(message, || log().contains(&wanted).then_some(()))
+            .with_context(|| format!("log of {name}:\n{}", log()))
+    }
+
+    /// The log of a daemon.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.path().join(format!("{name}.log"))
+    }
+
+    /// Sends a signal to a daemon.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
+        let (_, child) = self
+            .running
+            .iter()
+            .find(|(known, _)| known == name)
+            .context("no such daemon")?;
+        Ok(kill_process(Pid::from_child(child), signal)?)
+    }
+
+    /// Waits for the end of a daemon and tells its exit code.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn ended(&mut self, name: &str) -> anyhow::Result<Option<i32>> {
+        let place = self.running.iter().position(|(known, _)| known == name);
+        let (_, mut child) = self.running.remove(place.context("no such daemon")?);
+        let status = eventually("the end of a daemon", || child.try_wait().ok().flatten())?;
+        Ok(status.code())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.running {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// An address that was free a moment ago.
+///
+/// # Errors
+/// When there is none.
+pub fn free_address() -> anyhow::Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// An app that answers every connection with the same words, and counts what reached it.
+#[derive(Debug)]
+pub struct App {
+    /// Where it listens.
+    pub address: SocketAddr,
+    reached: Arc<AtomicUsize>,
+}
+
+impl App {
+    /// Starts it on a thread.
+    ///
+    /// # Errors
+    /// When there is no address.
+    pub fn start() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let (address, reached) = (listener.local_addr()?, Arc::new(AtomicUsize::new(0)));
+        let counter = reached.clone();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let counter = counter.clone();
+                std::thread::spawn(move || {
+                    let mut head = [0; 8192];
+                    while let Ok(1..) = stream.read(&mut head) {
+                        counter.fetch_add(1, Ordering::SeqCst);
+                        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nhello\n";
+                        if stream.write_all(answer).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        Ok(Self { address, reached })
+    }
+
+    /// How many requests reached it.
+    pub fn reached(&self) -> usize {
+        self.reached.load(Ordering::SeqCst)
+    }
+}

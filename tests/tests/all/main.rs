@@ -1,0 +1,8 @@
+//! Tests across processes: the real daemons, and programs that others wrote.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod commands;
+mod dependencies;
+mod inbound;
+mod workload_api;

@@ -1,0 +1,182 @@
+//! The Workload API, asked by clients that others wrote.
+
+use std::{os::unix::fs::symlink, process::Command, time::Duration};
+
+use futures_util::StreamExt as _;
+use postern_tests::{binaries, root, run, world::World};
+use spiffe::{TrustDomain, WorkloadApiClient};
+
+fn workload(ttl: &str) -> String {
+    format!(
+        "apiVersion: postern.dev/v1\nkind: Workload\n\
+         metadata: {{name: frontend, namespace: production, labels: {{app: frontend}}}}\n\
+         spec:\n  spiffeID: spiffe://example.org/workload/frontend\n  \
+         selectors: ['unix:uid:{}']\n  svidTTL: {ttl}\n",
+        rustix::process::geteuid().as_raw()
+    )
+}
+
+#[test]
+fn the_rust_client_fetches_and_sees_a_rotation() {
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("4s")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let client = WorkloadApiClient::connect_to(format!("unix://{}", socket.display()))
+            .await
+            .unwrap();
+        let svid = client.fetch_x509_svid().await.unwrap();
+        assert_eq!(
+            svid.spiffe_id().to_string(),
+            "spiffe://example.org/workload/frontend"
+        );
+        assert_eq!(svid.cert_chain().len(), 1);
+        let bundles = client.fetch_x509_bundles().await.unwrap();
+        let domain = TrustDomain::new("example.org").unwrap();
+        assert!(
+            bundles
+                .get(&domain)
+                .is_some_and(|bundle| bundle.authorities().len() == 1)
+        );
+
+        let mut updates = client.stream_x509_contexts().await.unwrap();
+        let mut next = async || {
+            let context = tokio::time::timeout(Duration::from_secs(20), updates.next()).await;
+            context
+                .unwrap()
+                .unwrap()
+                .unwrap()
+                .default_svid()
+                .unwrap()
+                .leaf()
+                .as_bytes()
+                .to_vec()
+        };
+        let first = next().await;
+        assert_ne!(next().await, first, "a new certificate is pushed");
+    });
+}
+
+#[test]
+fn the_python_client_fetches_and_sees_a_rotation() {
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("4s")).unwrap();
+    let python = root().join("target/python/bin/python");
+    let script = root().join("tests/python/fetch.py");
+    let program = python.to_str().unwrap();
+    let output = run(
+        program,
+        &[script.to_str().unwrap(), socket.to_str().unwrap()],
+    )
+    .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(
+        text, "spiffe://example.org/workload/frontend\nrotated\n",
+        "{error}"
+    );
+}
+
+#[test]
+fn the_line_that_users_of_spire_type_prints_the_identity() {
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("1h")).unwrap();
+    symlink(
+        binaries().unwrap().join("postern-agent"),
+        world.path().join("spire-agent"),
+    )
+    .unwrap();
+    let line = format!(
+        "svid=$(spire-agent api fetch -socketPath {}); echo $svid | jq '.svids[0].spiffe_id'",
+        socket.display()
+    );
+    let path = format!(
+        "{}:{}",
+        world.path().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let output = Command::new("sh")
+        .args(["-c", &line])
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "\"spiffe://example.org/workload/frontend\"\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn openssl_verifies_what_was_written() {
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("1h")).unwrap();
+    let folder = world.path().join("svids");
+    let agent = binaries().unwrap().join("postern-agent");
+    let (socket, folder) = (socket.to_str().unwrap(), folder.to_str().unwrap());
+    let fetched = run(
+        agent.to_str().unwrap(),
+        &["api", "fetch", "-socketPath", socket, "-write", folder],
+    );
+    assert!(fetched.unwrap().status.success());
+    let (leaf, bundle) = (
+        format!("{folder}/svid.0.pem"),
+        format!("{folder}/bundle.0.pem"),
+    );
+    let verified = run("openssl", &["verify", "-CAfile", &bundle, &leaf]).unwrap();
+    assert!(
+        verified.status.success(),
+        "{}",
+        String::from_utf8_lossy(&verified.stderr)
+    );
+    let shown = run("openssl", &["x509", "-in", &leaf, "-noout", "-text"]).unwrap();
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    for part in [
+        "X509v3 Key Usage: critical\n                Digital Signature\n",
+        "CA:FALSE",
+        "TLS Web Server Authentication, TLS Web Client Authentication",
+        "URI:spiffe://example.org/workload/frontend",
+    ] {
+        assert!(text.contains(part), "`{part}` in {text}");
+    }
+    let key = run(
+        "openssl",
+        &["pkey", "-in", &format!("{folder}/svid.0.key"), "-noout"],
+    )
+    .unwrap();
+    assert!(key.status.success());
+}
+
+#[test]
+fn a_process_that_is_no_workload_gets_no_identity() {
+    let mut world = World::new().unwrap();
+    let other = workload("1h").replace("unix:uid:", "unix:uid:9");
+    let socket = world.agent(&other).unwrap();
+    let agent = binaries().unwrap().join("postern-agent");
+    let refused = run(
+        agent.to_str().unwrap(),
+        &["api", "fetch", "-socketPath", socket.to_str().unwrap()],
+    )
+    .unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8_lossy(&refused.stderr),
+        "rpc error: code = PermissionDenied desc = no identity issued\n"
+    );
+    assert!(refused.stdout.is_empty());
+}
+
+#[test]
+fn the_agent_ends_well_when_it_is_told_to() {
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("1h")).unwrap();
+    world
+        .signal("agent", rustix::process::Signal::TERM)
+        .unwrap();
+    assert_eq!(world.ended("agent").unwrap(), Some(0));
+    assert!(!socket.exists(), "the socket is gone");
+}

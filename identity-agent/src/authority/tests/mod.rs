@@ -136,7 +136,7 @@ fn the_next_root_is_in_every_bundle_long_before_it_signs() {
     assert!(verify(&authority, &second, late).is_ok());
 
     assert_eq!(
-        authority.rotate(now + 25 * HOUR).unwrap(),
+        authority.rotate(now + 24 * HOUR + HOUR / 2).unwrap(),
         Rotation::Changed
     );
     assert_eq!(

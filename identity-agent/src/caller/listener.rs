@@ -10,10 +10,11 @@ use std::{
     path::Path,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use anyhow::{Context as _, bail};
+use bytes::BytesMut;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream},
@@ -22,7 +23,7 @@ use tokio::{
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
-use super::{PinError, PinnedProcess};
+use super::{PinError, PinnedProcess, http2_authority::AuthorityMend};
 
 /// Binds a socket.
 ///
@@ -99,6 +100,9 @@ pub fn incoming(
 #[derive(Debug)]
 pub struct Connection {
     stream: UnixStream,
+    mend: AuthorityMend,
+    /// Read and mended, not yet asked for.
+    ready: BytesMut,
     caller: Caller,
     _permit: OwnedSemaphorePermit,
 }
@@ -113,6 +117,8 @@ impl Connection {
         let caller = Caller(Arc::new(PinnedProcess::at(&stream).map(Arc::new)));
         Self {
             stream,
+            mend: AuthorityMend::default(),
+            ready: BytesMut::new(),
             caller,
             _permit: permit,
         }
@@ -133,7 +139,19 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let this = &mut *self;
+        while this.ready.is_empty() {
+            let mut space = [0; READ_BYTES];
+            let mut read = ReadBuf::new(&mut space);
+            ready!(Pin::new(&mut this.stream).poll_read(context, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            this.mend.feed(read.filled(), &mut this.ready);
+        }
+        let piece = this.ready.len().min(buffer.remaining());
+        buffer.put_slice(&this.ready.split_to(piece));
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -166,3 +184,6 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+/// A request of the Workload API is smaller.
+const READ_BYTES: usize = 4096;

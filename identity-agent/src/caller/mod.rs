@@ -4,6 +4,7 @@
 //! comes first, and everything that is read under the number counts only if the pidfd says, before
 //! and after, that the process still lives: while it does, the number is its.
 
+mod http2_authority;
 mod listener;
 
 use std::{

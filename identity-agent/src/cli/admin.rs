@@ -1,10 +1,12 @@
 //! Commands over the admin socket.
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, Subcommand};
+use postern_spiffe::{TrustDomain, X509Bundle, bundle::BundleDocument};
 use serde_json::Value;
 
-use super::{client::ask_admin, socket_path};
+use super::{client::ask_admin, fetch::pem, socket_path};
 
 /// Workloads, over the admin socket
 #[derive(Debug, Subcommand)]
@@ -24,7 +26,21 @@ pub(super) enum Workload {
 #[derive(Debug, Subcommand)]
 pub(super) enum Bundle {
     /// Shows the bundle
-    Show(Asking),
+    Show {
+        /// How to write it
+        #[arg(long, value_enum, default_value = "pem")]
+        format: BundleFormat,
+        #[command(flatten)]
+        asking: Asking,
+    },
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(super) enum BundleFormat {
+    /// Certificates, one after the other
+    Pem,
+    /// The bundle document of SPIFFE: a JWK Set, to publish for other trust domains
+    Spiffe,
 }
 
 /// Deviations from baselines, over the admin socket
@@ -104,8 +120,28 @@ impl Workload {
 
 impl Bundle {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let Self::Show(asking) = self;
-        asking.show(&asking.ask("/bundle").await?, &["trustDomain", "x509"]);
+        let Self::Show { format, asking } = self;
+        let answer = asking.ask("/bundle").await?;
+        if asking.json {
+            asking.show(&answer, &[]);
+            return Ok(());
+        }
+        let x509 = bundle(&answer).context("the agent's answer holds no bundle")?;
+        match format {
+            BundleFormat::Pem => {
+                for authority in x509.authorities() {
+                    anstream::print!("{}", pem("CERTIFICATE", authority));
+                }
+            }
+            BundleFormat::Spiffe => {
+                let document = BundleDocument {
+                    x509,
+                    sequence: None,
+                    refresh_hint: None,
+                };
+                anstream::println!("{}", document.to_json()?);
+            }
+        }
         Ok(())
     }
 }
@@ -119,6 +155,12 @@ impl Drift {
         );
         Ok(())
     }
+}
+
+fn bundle(answer: &Value) -> Option<X509Bundle> {
+    let trust_domain = TrustDomain::parse(answer["trustDomain"].as_str()?).ok()?;
+    let run = BASE64_STANDARD.decode(answer["x509"].as_str()?).ok()?;
+    X509Bundle::from_der_run(trust_domain, &run).ok()
 }
 
 fn text(value: &Value) -> String {

@@ -324,7 +324,7 @@ fn what(path: &Path) -> &'static str {
 }
 
 /// Spec: RFC 7468.
-fn pem(label: &str, der: &[u8]) -> String {
+pub(super) fn pem(label: &str, der: &[u8]) -> String {
     let text = BASE64_STANDARD.encode(der);
     let mut lines = vec![format!("-----BEGIN {label}-----")];
     let mut rest = text.as_str();

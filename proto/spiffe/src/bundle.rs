@@ -3,6 +3,8 @@
 //! Bundles of different domains are never merged: an authority speaks for its own domain and for
 //! no other. Spec: SPIFFE Trust Domain and Bundle sections 3 and 4.
 
+mod document;
+
 use std::collections::BTreeMap;
 
 use rustls_pki_types::{CertificateDer, TrustAnchor};
@@ -11,6 +13,8 @@ use crate::{
     trust_domain::TrustDomain,
     x509_svid::{SvidError, check_authority, split_der},
 };
+
+pub use document::{BundleDocument, DocumentError, MAX_DOCUMENT};
 
 /// The X.509 authorities of one trust domain, parsed once so that a handshake parses nothing.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::symlink, process::Command, time::Duration};
 
 use futures_util::StreamExt as _;
-use postern_tests::{binaries, run, world::World};
+use postern_tests::{binaries, root, run, world::World};
 use spiffe::{TrustDomain, WorkloadApiClient};
 
 fn workload(ttl: &str) -> String {
@@ -58,6 +58,26 @@ fn the_rust_client_fetches_and_sees_a_rotation() {
         let first = next().await;
         assert_ne!(next().await, first, "a new certificate is pushed");
     });
+}
+
+#[test]
+fn the_python_client_fetches_and_sees_a_rotation() {
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("4s")).unwrap();
+    let python = root().join("target/python/bin/python");
+    let fetch = root().join("tests/python/fetch.py");
+    let address = format!("unix://{}", socket.display());
+    let output = run(
+        python.to_str().unwrap(),
+        &[fetch.to_str().unwrap(), &address],
+    )
+    .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "spiffe://example.org/workload/frontend\nrotated\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]

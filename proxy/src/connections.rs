@@ -203,6 +203,12 @@ fn may_not_go_on(
             return Some(refused.label());
         }
     }
+    if let (Direction::Outbound, Some(name)) = (facts.direction, &facts.workload) {
+        let named = set.workload(name).map(|workload| &workload.spiffe_id);
+        if named != facts.destination_identity.as_ref() {
+            return Some("directory");
+        }
+    }
     // Of HTTP each request is asked anyway; this is the part below.
     let decision = set.decide_connection(&facts.access(None));
     (decision.verdict == Verdict::Deny).then_some("policy")

@@ -94,6 +94,20 @@ pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: Socke
     }
 }
 
+impl Target {
+    /// The same place with the identity that the directory names now.
+    fn in_force(&self, set: &PolicySet) -> Self {
+        let workload = match &self.workload {
+            Some((name, _)) => set.workload(name),
+            None => at_address(set, self.address),
+        };
+        Self {
+            workload: workload.map(|workload| (workload.name.clone(), workload.spiffe_id.clone())),
+            address: self.address,
+        }
+    }
+}
+
 async fn target(set: &PolicySet, stream: &TcpStream, way: &Way) -> io::Result<Target> {
     match way {
         Way::Redirected => {
@@ -271,8 +285,11 @@ impl App {
             return self.finish(answer, record, &id, began);
         };
         let fields = headers::Fields(clean.request.headers());
+        let target = self.target.in_force(&set);
         let mut facts = self.facts.clone();
         facts.source_identity = Some(identity.id().clone());
+        facts.workload = target.workload.as_ref().map(|(name, _)| name.clone());
+        facts.destination_identity = target.workload.as_ref().map(|(_, id)| id.clone());
         let access = facts.access(Some(HttpRequest {
             method: clean.request.method().as_str(),
             path: clean.path(),
@@ -292,13 +309,13 @@ impl App {
         }
 
         // To exactly the identity that serves it.
-        let sent = match &self.target.workload {
-            Some((workload, _)) => {
+        let sent = match &target.workload {
+            Some((_, identity)) => {
                 let upstream = Upstream::Mesh {
-                    workload: workload.clone(),
-                    address: self.target.address,
+                    identity: identity.clone(),
+                    address: target.address,
                 };
-                let connect = || connect(&self.proxy, &facts, &self.target, Offer::Http);
+                let connect = || connect(&self.proxy, &facts, &target, Offer::Http);
                 self.proxy
                     .pool
                     .send(&upstream, clean.request, connect)

@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU16, AtomicUsize, Ordering},
     },
 };
 
@@ -69,7 +69,7 @@ impl World {
              health: {{listen: '127.0.0.1:0'}}\nreattest: {{every: 200ms}}\n"
         );
         let config = self.write("agent.yaml", &config)?;
-        self.start("agent", "postern-agent", &config)?;
+        self.start("agent", &binaries()?.join("postern-agent"), &config)?;
         self.said("agent", "ready")?;
         Ok(self.path().join("public/agent.sock"))
     }
@@ -79,13 +79,21 @@ impl World {
     /// # Errors
     /// When it cannot be started.
     pub fn proxy(&mut self, name: &str, config: &str) -> anyhow::Result<()> {
-        let config = self.write(&format!("{name}.yaml"), config)?;
-        self.start(name, "postern-proxy", &config)
+        self.proxy_at(name, &binaries()?.join("postern-proxy"), config)
     }
 
-    fn start(&mut self, name: &str, program: &str, config: &Path) -> anyhow::Result<()> {
+    /// Starts a proxy whose program lies elsewhere.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn proxy_at(&mut self, name: &str, program: &Path, config: &str) -> anyhow::Result<()> {
+        let config = self.write(&format!("{name}.yaml"), config)?;
+        self.start(name, program, &config)
+    }
+
+    fn start(&mut self, name: &str, program: &Path, config: &Path) -> anyhow::Result<()> {
         let log = File::create(self.log(name))?;
-        let child = Command::new(binaries()?.join(program))
+        let child = Command::new(program)
             .args(["run", "--config"])
             .arg(config)
             .stdin(Stdio::null())
@@ -146,12 +154,21 @@ impl Drop for World {
     }
 }
 
-/// An address that was free a moment ago.
+/// An address on loopback that nobody has, and that no other call gets.
+///
+/// Its port is below those that the kernel gives to outgoing connections.
 ///
 /// # Errors
 /// When there is none.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    for _ in 0..10_000 {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return Ok(listener.local_addr()?);
+        }
+    }
+    anyhow::bail!("there is no free port")
 }
 
 /// An app that answers every connection with the same words, and counts what reached it.
@@ -168,7 +185,7 @@ impl App {
     /// # Errors
     /// When there is no address.
     pub fn start() -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let listener = TcpListener::bind(free_address()?)?;
         let (address, reached) = (listener.local_addr()?, Arc::new(AtomicUsize::new(0)));
         let counter = reached.clone();
         std::thread::spawn(move || {

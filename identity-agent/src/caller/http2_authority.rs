@@ -10,8 +10,8 @@
 //! passes unchanged: the library behind is the judge of it.
 
 use bytes::{Buf as _, BufMut as _, BytesMut};
-use http::uri::Authority;
 use httlib_huffman::{DecoderSpeed, decode};
+use http::uri::Authority;
 
 /// Rewrites the bytes that a client sends.
 #[derive(Debug, Default)]
@@ -235,8 +235,8 @@ fn mended(block: &[u8]) -> Option<Vec<u8>> {
         match (invalid, &mut replaced) {
             (Some(length), replaced) => {
                 let start = block.len() - before.len();
-                let output = replaced
-                    .get_or_insert_with(|| block.get(..start).unwrap_or_default().to_vec());
+                let output =
+                    replaced.get_or_insert_with(|| block.get(..start).unwrap_or_default().to_vec());
                 // `:authority` by its place in the static table, encoded as it was.
                 output.push((first & !indexed_bits(first)) | 1);
                 put_integer(output, length, 7, 0);

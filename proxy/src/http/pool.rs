@@ -17,7 +17,7 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use postern_policies::model::workload::WorkloadName;
+use postern_spiffe::SpiffeId;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
@@ -37,8 +37,8 @@ pub(crate) enum Upstream {
     },
     /// A Workload, over mutual TLS.
     Mesh {
-        /// Which one.
-        workload: WorkloadName,
+        /// Who must be there: a connection to one identity never serves requests for another.
+        identity: SpiffeId,
         /// Where it is reached.
         address: SocketAddr,
     },

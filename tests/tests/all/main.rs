@@ -5,4 +5,5 @@
 mod commands;
 mod dependencies;
 mod inbound;
+mod road;
 mod workload_api;

@@ -1,3 +1,5 @@
+//! Any bytes, for `bundle_document`.
+
 #![no_main]
 
 #[path = "../properties.rs"]

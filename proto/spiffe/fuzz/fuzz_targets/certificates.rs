@@ -1,3 +1,5 @@
+//! Any bytes, for `certificates`.
+
 #![no_main]
 
 #[path = "../properties.rs"]

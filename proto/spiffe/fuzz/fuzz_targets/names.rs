@@ -1,3 +1,5 @@
+//! Any bytes, for `names`.
+
 #![no_main]
 
 #[path = "../properties.rs"]

@@ -1,0 +1,298 @@
+//! The whole road: app → proxy → mutual TLS → proxy → app, with identities from a real agent.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    path::Path,
+};
+
+use postern_tests::{
+    binaries, eventually, run,
+    world::{App, World, free_address},
+};
+use rustix::process::Signal;
+
+/// Two pods on loopback. The programs of the two proxies are two links to the same file, which is
+/// how the agent tells them apart.
+struct Road {
+    world: World,
+    app: App,
+    /// Where the frontend's app reaches web.
+    web: SocketAddr,
+    /// Where the frontend's app would reach a database that it may not reach.
+    database: SocketAddr,
+    web_health: SocketAddr,
+}
+
+/// In which order the daemons start.
+#[derive(PartialEq, Eq)]
+enum Start {
+    AgentFirst,
+    AgentMissing,
+}
+
+impl Road {
+    fn new(start: &Start, svid_ttl: &str) -> Self {
+        let mut world = World::new().unwrap();
+        let app = App::start().unwrap();
+        let port = app.address.port();
+        for pod in ["frontend", "web"] {
+            link(&binaries().unwrap().join("postern-proxy"), &world, pod);
+        }
+        let workloads = ["frontend", "web", "database"].map(|name| {
+            format!(
+                "apiVersion: postern.dev/v1\nkind: Workload\n\
+                 metadata: {{name: {name}, labels: {{app: {name}}}}}\n\
+                 spec:\n  serviceAccount: {name}\n  svidTTL: {svid_ttl}\n  \
+                 selectors: ['unix:path:{}']\n  addresses: [127.0.0.2]\n  \
+                 ports: [{{name: http, port: {}}}]\n",
+                world.path().join(name).display(),
+                if name == "database" { 1 } else { port },
+            )
+        });
+        let workloads = workloads.join("---\n");
+        world
+            .write("policies/rules.yaml", &rules(port, "[\"GET\"]"))
+            .unwrap();
+        if *start == Start::AgentFirst {
+            world.agent(&workloads).unwrap();
+        }
+        world.write("directory/workloads.yaml", &workloads).unwrap();
+        let [web, database, frontend_in, web_health] = [(); 4].map(|()| free_address().unwrap());
+        let common = |health: SocketAddr, name: &str| {
+            format!(
+                "identity: {{workloadApi: 'unix://{}/public/agent.sock'}}\n\
+                 policies: {{directory: policies}}\nworkloads: {{directory: directory}}\n\
+                 admin: {{listen: '{}'}}\nmetrics: {{listen: '{health}'}}\n\
+                 accessLog: {{path: {name}-access.log}}\ndrain: 1s\n",
+                world.path().display(),
+                free_address().unwrap(),
+            )
+        };
+        let of_web = format!(
+            "{}inbound: {{listen: '127.0.0.2:{port}', forward: '{}'}}\n",
+            common(web_health, "web"),
+            app.address
+        );
+        let of_frontend = format!(
+            "{}inbound: {{listen: '{frontend_in}', forward: '127.0.0.1:9'}}\n\
+             outbound:\n  listeners:\n    - {{listen: '{web}', to: default/web, port: http}}\n    \
+             - {{listen: '{database}', to: default/database, port: http}}\n",
+            common(free_address().unwrap(), "frontend"),
+        );
+        for (pod, config) in [("web", &of_web), ("frontend", &of_frontend)] {
+            let program = world.path().join(pod);
+            world.proxy_at(pod, &program, config).unwrap();
+            if *start == Start::AgentFirst {
+                world.said(pod, "ready").unwrap();
+            }
+        }
+        Self {
+            world,
+            app,
+            web,
+            database,
+            web_health,
+        }
+    }
+
+    fn metric(&self, name: &str) -> Option<String> {
+        let url = format!("http://{}/metrics", self.web_health);
+        let output = run("curl", &["-s", &url]).unwrap();
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix(name)?
+                    .strip_prefix(' ')
+                    .map(str::to_owned)
+            })
+    }
+}
+
+fn rules(port: u16, methods: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: web}}\n\
+         spec:\n  podSelector: {{matchLabels: {{app: web}}}}\n  policyTypes: [Ingress]\n  ingress:\n    \
+         - {{from: [{{podSelector: {{matchLabels: {{app: frontend}}}}}}], ports: [{{port: {port}}}]}}\n\
+         ---\n\
+         apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: frontend}}\n\
+         spec:\n  podSelector: {{matchLabels: {{app: frontend}}}}\n  policyTypes: [Egress]\n  egress:\n    \
+         - {{to: [{{podSelector: {{matchLabels: {{app: web}}}}}}], ports: [{{port: {port}}}]}}\n\
+         ---\n\
+         apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: web}}\n\
+         spec:\n  selector: {{matchLabels: {{app: web}}}}\n  rules:\n    \
+         - from: [{{source: {{principals: ['example.org/ns/default/sa/frontend']}}}}]\n      \
+         to: [{{operation: {{methods: {methods}, paths: ['/api/*']}}}}]\n"
+    )
+}
+
+fn link(program: &Path, world: &World, name: &str) {
+    let place = world.path().join(name);
+    // A link, so that no copy is made; across file systems there is no other way than a copy.
+    if fs::hard_link(program, &place).is_err() {
+        fs::copy(program, &place).unwrap();
+    }
+}
+
+fn curl(address: SocketAddr, arguments: &[&str], path: &str) -> u16 {
+    let url = format!("http://{address}{path}");
+    let mut all = vec!["-s", "-o", "/dev/null", "-w", "%{http_code}"];
+    all.extend(arguments);
+    all.push(&url);
+    let output = run("curl", &all).unwrap();
+    String::from_utf8_lossy(&output.stdout)
+        .parse()
+        .unwrap_or_default()
+}
+
+/// One request on a connection of its own. An error, if it was not answered with 200.
+fn get(address: SocketAddr) -> Result<(), String> {
+    let text = |error: std::io::Error| error.to_string();
+    let mut stream = TcpStream::connect(address).map_err(text)?;
+    stream
+        .write_all(b"GET /api/orders HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n")
+        .map_err(text)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map_err(text)?;
+    match answer.starts_with("HTTP/1.1 200 ") {
+        true => Ok(()),
+        false => Err(answer),
+    }
+}
+
+#[test]
+fn an_app_reaches_what_it_may_reach_and_nothing_else() {
+    let road = Road::new(&Start::AgentFirst, "1h");
+    for version in ["--http1.1", "--http2-prior-knowledge"] {
+        assert_eq!(curl(road.web, &[version], "/api/orders"), 200);
+        assert_eq!(curl(road.web, &[version, "-X", "PUT"], "/api/orders"), 403);
+        assert_eq!(curl(road.web, &[version], "/admin"), 403);
+        assert_eq!(curl(road.database, &[version], "/api/orders"), 403);
+    }
+    assert_eq!(
+        road.app.reached(),
+        2,
+        "only what was allowed reached the app"
+    );
+    // Both sides have written down who asked, and which line decided.
+    let log = |name: &str| fs::read_to_string(road.world.path().join(name)).unwrap_or_default();
+    let inbound = "spiffe://example.org/ns/default/sa/frontend";
+    eventually("web's access log", || {
+        log("web-access.log").contains(inbound).then_some(())
+    })
+    .unwrap();
+    eventually("the frontend's access log", || {
+        log("frontend-access.log")
+            .contains("rules.yaml")
+            .then_some(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn rotation_loses_no_request() {
+    let road = Road::new(&Start::AgentFirst, "4s");
+    let expires = || road.metric("postern_proxy_identity_expires_seconds");
+    let mut seen = vec![eventually("the identity's end", expires).unwrap()];
+    eventually("three identities", || {
+        get(road.web).unwrap();
+        let now = expires()?;
+        if !seen.contains(&now) {
+            seen.push(now);
+        }
+        (seen.len() > 2).then_some(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_server_with_another_identity_is_not_spoken_to() {
+    // FAULTS 66
+    let road = Road::new(&Start::AgentFirst, "1h");
+    assert_eq!(curl(road.web, &[], "/api/orders"), 200);
+    let path = road.world.path().join("directory/workloads.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    // The directory now says that another service account serves the address.
+    let other = text.replace("serviceAccount: web", "serviceAccount: other");
+    road.world
+        .write("directory/workloads.yaml", &other)
+        .unwrap();
+    eventually("the refusal", || {
+        (curl(road.web, &[], "/api/orders") != 200).then_some(())
+    })
+    .unwrap();
+    let refusal = "another identity serves the destination";
+    road.world.said("frontend", refusal).unwrap();
+}
+
+#[test]
+fn a_changed_policy_holds_for_connections_that_are_open() {
+    // FAULTS 90
+    let road = Road::new(&Start::AgentFirst, "1h");
+    let mut stream = TcpStream::connect(road.web).unwrap();
+    let mut ask = || {
+        stream
+            .write_all(b"GET /api/orders HTTP/1.1\r\nhost: web\r\n\r\n")
+            .ok()?;
+        let mut answer = [0; 4096];
+        let read = stream.read(&mut answer).ok().filter(|read| *read > 0)?;
+        String::from_utf8_lossy(answer.get(9..12)?)
+            .parse::<u16>()
+            .ok()
+            .filter(|_| read > 12)
+    };
+    assert_eq!(ask(), Some(200));
+    let port = road.app.address.port();
+    road.world
+        .write("policies/rules.yaml", &rules(port, "[\"POST\"]"))
+        .unwrap();
+    eventually("the refusal", || (ask() != Some(200)).then_some(())).unwrap();
+    assert_eq!(curl(road.web, &[], "/api/orders"), 403);
+    assert_eq!(curl(road.web, &["-X", "POST"], "/api/orders"), 200);
+}
+
+#[test]
+fn a_proxy_waits_for_its_agent_and_says_so() {
+    let mut road = Road::new(&Start::AgentMissing, "1h");
+    road.world
+        .said(
+            "web",
+            "no answer from the Workload API; is the agent running?",
+        )
+        .unwrap();
+    let ready = format!("http://{}/healthz/ready", road.web_health);
+    let told = run("curl", &["-s", "-w", "%{http_code}", &ready]).unwrap();
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.contains("identity") && told.ends_with("503"), "{told}");
+    assert!(get(road.web).is_err(), "nothing passes without an identity");
+    assert_eq!(road.app.reached(), 0);
+
+    let workloads = fs::read_to_string(road.world.path().join("directory/workloads.yaml")).unwrap();
+    road.world.agent(&workloads).unwrap();
+    road.world.said("frontend", "ready").unwrap();
+    eventually("the whole road", || get(road.web).ok()).unwrap();
+}
+
+#[test]
+fn the_road_stays_open_while_the_agent_is_away_and_its_root_survives() {
+    // FAULTS 118
+    let mut road = Road::new(&Start::AgentFirst, "1h");
+    let state = road.world.path().join("state/authority.json");
+    let before = fs::read(&state).unwrap();
+    for _ in 0..3 {
+        road.world.signal("agent", Signal::KILL).unwrap();
+        road.world.ended("agent").unwrap();
+        get(road.web).unwrap();
+        let workloads = road.world.path().join("directory/workloads.yaml");
+        road.world
+            .agent(&fs::read_to_string(workloads).unwrap())
+            .unwrap();
+        get(road.web).unwrap();
+    }
+    assert_eq!(
+        fs::read(&state).unwrap(),
+        before,
+        "the authority is the same"
+    );
+}

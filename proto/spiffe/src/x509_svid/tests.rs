@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair,
-    KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod,
+    KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
@@ -247,6 +247,29 @@ fn a_leaf_without_its_key_usage_is_refused() {
     refused(
         |params| params.key_usages = vec![KeyUsagePurpose::KeyAgreement],
         PeerRefused::Leaf(SvidError::NoDigitalSignature),
+    );
+}
+
+#[test]
+fn key_usage_must_be_critical() {
+    // digitalSignature, as a bit string (RFC 5280 section 4.2.1.3).
+    let usage = |critical| {
+        let mut extension =
+            CustomExtension::from_oid_content(&[2, 5, 29, 15], vec![0x03, 0x02, 0x07, 0x80]);
+        extension.set_criticality(critical);
+        extension
+    };
+    let root = Authority::new("example.org");
+    let leaf = |critical| {
+        root.leaf(|params| {
+            params.key_usages.clear();
+            params.custom_extensions = vec![usage(critical)];
+        })
+    };
+    assert!(verify(&[leaf(true)], &root.bundles()).is_ok());
+    assert_eq!(
+        verify(&[leaf(false)], &root.bundles()).unwrap_err(),
+        PeerRefused::Leaf(SvidError::KeyUsageNotCritical)
     );
 }
 

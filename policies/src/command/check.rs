@@ -28,6 +28,13 @@ impl Check {
                 return ExitCode::FAILURE;
             }
         };
+        if files.is_empty() {
+            anstream::eprintln!(
+                "postern-policy: there is nothing to check: no file ends in `.yaml`, `.yml` or \
+                 `.json`; folders within a folder are not read, name them too"
+            );
+            return ExitCode::FAILURE;
+        }
         match PolicySet::load(&files, &self.reading.options(Defaults::STRICT)) {
             Ok(loaded) => {
                 show(&loaded.warnings, &files);

@@ -5,5 +5,6 @@
 mod commands;
 mod dependencies;
 mod inbound;
+mod readme;
 mod road;
 mod workload_api;

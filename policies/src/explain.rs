@@ -42,6 +42,18 @@ pub(crate) fn reason(question: &Question<'_>, decision: &Decision) -> String {
         (DecidedBy::Rule(_), Stage::PeerAuthentication) => {
             "plaintext is refused: mutual TLS is STRICT here".into()
         }
+        (DecidedBy::Rule(origin), Stage::RequestAuthentication) => format!(
+            "the token is not meant for here: none of its audiences is among those of rule {} of {}",
+            origin.rule.unwrap_or_default(),
+            origin.policy
+        ),
+        (DecidedBy::NoMatch(PolicyKind::RequestAuthentication), _) => {
+            let issuer = question.access.token.map_or("", |token| token.issuer);
+            format!(
+                "no RequestAuthentication accepts the issuer `{}`",
+                cut(issuer)
+            )
+        }
         (DecidedBy::Rule(origin), _) => {
             let verb = if decision.verdict == Verdict::Allow {
                 "allows"
@@ -84,7 +96,7 @@ pub(crate) fn considered(question: &Question<'_>) -> Vec<Considered> {
     if question.access.direction == Direction::Inbound
         && let Some(own) = question.destination()
     {
-        for places in [&own.deny, &own.allow, &own.silent] {
+        for places in [&own.custom, &own.deny, &own.allow, &own.silent] {
             for policy in authorization::policies(question, places) {
                 all.extend(authorization_rules(question, policy));
             }
@@ -215,6 +227,7 @@ fn authorization_rules(question: &Question<'_>, policy: &AuthorizationPolicy) ->
         (false, Action::Allow) => "allow",
         (false, Action::Deny) => "deny",
         (false, Action::Audit) => "audit",
+        (false, Action::Custom) => "custom",
     };
     let kind = PolicyKind::AuthorizationPolicy;
     if policy.rules.is_empty() {

@@ -24,9 +24,11 @@ pub mod diagnostic;
 
 pub mod files;
 
+pub mod normalize;
+
 pub mod yaml;
 
 pub use compile::MtlsMode;
 pub use diagnostic::{Diagnostic, Severity};
 pub use explain::{Considered, Explanation};
-pub use set::{Defaults, Loaded, Options, PolicySet, SourceFile};
+pub use set::{Defaults, Loaded, Observed, Options, PolicySet, SourceFile};

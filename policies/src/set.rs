@@ -6,7 +6,7 @@ use postern_spiffe::{SpiffeId, TrustDomain};
 
 use crate::{
     compile::{self, Compiled, MtlsMode},
-    decide::{Access, Decision, Direction, Question, RuleOrigin, Verdict, authorization},
+    decide::{Access, Decision, Direction, Question, RuleOrigin, Verdict, authorization, token},
     diagnostic::{Diagnostic, Severity},
     explain::{self, Explanation},
     model::workload::{Workload, WorkloadName},
@@ -27,6 +27,8 @@ pub struct SourceFile {
 pub struct Options {
     /// The own trust domain.
     pub trust_domain: TrustDomain,
+    /// Other names of the own trust domain, as after a migration.
+    pub trust_domain_aliases: Vec<TrustDomain>,
     /// The namespace of documents that name none; `default` unless told otherwise.
     pub namespace: String,
     /// The namespace whose Istio policies hold everywhere; `istio-system` unless told otherwise.
@@ -42,6 +44,7 @@ impl Options {
     pub fn new(trust_domain: TrustDomain) -> Self {
         Self {
             trust_domain,
+            trust_domain_aliases: Vec::new(),
             namespace: "default".into(),
             root_namespace: "istio-system".into(),
             defaults: Defaults::STRICT,
@@ -77,6 +80,15 @@ impl Defaults {
 pub struct PolicySet {
     compiled: Compiled,
     defaults: Defaults,
+}
+
+/// Policies that matched an access and have no say in it, by their names, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Those with the action AUDIT.
+    pub audit: Vec<std::sync::Arc<str>>,
+    /// Those that are only tried, by the annotation `istio.io/dry-run`.
+    pub dry_run: Vec<std::sync::Arc<str>>,
 }
 
 /// A set that loaded, and what a person should look at all the same.
@@ -158,10 +170,24 @@ impl PolicySet {
         self.question(access).connection()
     }
 
-    /// The part that each request is asked, and opaque TCP once: authorization alone. Called only
-    /// after [`PolicySet::decide_connection`] allowed.
+    /// The part that each request is asked, and opaque TCP once: its token and authorization.
+    /// Called only after [`PolicySet::decide_connection`] allowed.
     pub fn decide_request(&self, access: &Access<'_>) -> Decision {
-        authorization::decide(&self.question(access))
+        let question = self.question(access);
+        token::refused(&question).unwrap_or_else(|| authorization::decide(&question))
+    }
+
+    /// The policies that matched without a say in the verdict.
+    pub fn observed(&self, access: &Access<'_>) -> Observed {
+        match access.direction {
+            Direction::Inbound => authorization::observed(&self.question(access)),
+            Direction::Outbound => Observed::default(),
+        }
+    }
+
+    /// Whether any policy speaks of the tokens of requests.
+    pub fn reads_tokens(&self) -> bool {
+        !self.compiled.requests.is_empty()
     }
 
     /// Why, in one line for people; a deny names the nearest miss. Slow: for logs and answers to

@@ -12,6 +12,7 @@ use postern_policies::{
     decide::Verdict,
     diagnostic::Problems,
     model::workload::WorkloadName,
+    normalize::PathNormalization,
     yaml::{Fields, Node, Value, fields, read_one},
 };
 
@@ -36,6 +37,8 @@ pub struct Config {
     pub access_log: PathBuf,
     /// How long open connections may take to end.
     pub drain: Duration,
+    /// How paths are brought into one spelling.
+    pub paths: PathNormalization,
     /// Tell callers the reason of a refusal.
     pub reason_header: bool,
     /// Let processes of the same user look into this one.
@@ -153,6 +156,16 @@ impl Config {
     }
 }
 
+fn path_normalization(node: &Node, problems: &mut Problems<'_>) -> Option<PathNormalization> {
+    let name = fields::text(node, "pathNormalization", problems)?;
+    let known = PathNormalization::parse(name);
+    if known.is_none() {
+        let hint = "`BASE`, `MERGE_SLASHES` or `DECODE_AND_MERGE_SLASHES`";
+        problems.error_with(node.at, format!("`{name}` is no path normalization"), hint);
+    }
+    known
+}
+
 fn config(
     node: &Node,
     folder: &Path,
@@ -177,6 +190,10 @@ fn config(
         problems.error(node.at, message);
     }
     let access_log = access_log(&all, folder, problems);
+    let paths = match all.get("pathNormalization") {
+        Some(node) => path_normalization(node, problems),
+        None => Some(PathNormalization::default()),
+    };
     let drain = match all.get("drain") {
         Some(node) => fields::duration(node, "drain", problems),
         None => Some(Duration::from_secs(30)),
@@ -193,6 +210,7 @@ fn config(
         metrics: metrics?,
         access_log: access_log?,
         drain: drain?,
+        paths: paths?,
         reason_header: reason_header?,
         allow_dumpable: allow_dumpable?,
     })
@@ -508,7 +526,7 @@ fn flag(all: &Fields<'_>, section: &str, name: &str, problems: &mut Problems<'_>
     }
 }
 
-const KEYS: [&str; 14] = [
+const KEYS: [&str; 15] = [
     "identity",
     "workload",
     "policies",
@@ -521,6 +539,7 @@ const KEYS: [&str; 14] = [
     "metrics",
     "accessLog",
     "drain",
+    "pathNormalization",
     "debug",
     "harden",
 ];

@@ -87,6 +87,7 @@ impl Facts {
                 protocol: Protocol::Tcp,
             },
             http,
+            token: None,
             sni: None,
         }
     }

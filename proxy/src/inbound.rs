@@ -285,7 +285,7 @@ impl Caller {
         record.path = Some(request.uri().path().to_owned());
 
         // One spelling, before anything is judged.
-        let clean = match clean(request) {
+        let clean = match clean(request, self.proxy.config.paths) {
             Ok(clean) => clean,
             Err((malformed, id)) => {
                 self.count("malformed");

@@ -267,7 +267,7 @@ impl App {
         let mut record = Record::of(&self.facts);
         record.method = Some(request.method().as_str().to_owned());
         record.path = Some(request.uri().path().to_owned());
-        let clean = match clean(request) {
+        let clean = match clean(request, self.proxy.config.paths) {
             Ok(clean) => clean,
             Err((malformed, id)) => {
                 count(&self.proxy, "malformed");

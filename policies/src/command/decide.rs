@@ -82,7 +82,7 @@ fn answer(set: &PolicySet, line: &[u8]) -> Result<Answer, (Value, String)> {
     let access = parsed.access();
     let decision = set.decide(&access);
     let reason = set.reason(&access, &decision);
-    Ok(Answer::of(id, &decision, reason))
+    Ok(Answer::of(id, &decision, reason, set.observed(&access)))
 }
 
 /// The longest line that is read.

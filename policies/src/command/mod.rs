@@ -70,6 +70,10 @@ struct Reading {
     #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = TrustDomain::parse)]
     trust_domain: TrustDomain,
 
+    /// Another name of the trust domain; may be given more than once
+    #[arg(long, value_name = "NAME", value_parser = TrustDomain::parse)]
+    trust_domain_alias: Vec<TrustDomain>,
+
     /// The namespace whose Istio policies hold everywhere
     #[arg(long, value_name = "NS", default_value = "istio-system")]
     root_namespace: String,
@@ -102,6 +106,7 @@ impl Reading {
     fn options(&self, defaults: Defaults) -> Options {
         Options {
             namespace: self.namespace.clone(),
+            trust_domain_aliases: self.trust_domain_alias.clone(),
             root_namespace: self.root_namespace.clone(),
             defaults,
             ignore_other_kinds: self.ignore_other_kinds,

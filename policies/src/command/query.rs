@@ -3,16 +3,16 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use postern_policies::{
-    PolicySet,
+    Observed, PolicySet,
     decide::{
         Access, DecidedBy, Decision, Destination, Direction, Headers, HttpRequest, Peer,
-        PolicyKind, Protocol, Source, Stage, Verdict,
+        PolicyKind, Protocol, Source, Stage, Token, Verdict,
     },
     model::workload::WorkloadName,
 };
 use postern_spiffe::SpiffeId;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// A line of input. Any member may be null or absent, an unknown one is an error.
 #[derive(Debug, Default, Deserialize)]
@@ -24,7 +24,7 @@ pub(super) struct Query {
     pub(super) source: Option<QuerySource>,
     pub(super) destination: Option<QueryDestination>,
     pub(super) http: Option<QueryHttp>,
-    pub(super) jwt: Option<Value>,
+    pub(super) jwt: Option<QueryToken>,
     pub(super) sni: Option<String>,
 }
 
@@ -55,6 +55,13 @@ pub(super) struct QueryHttp {
     pub(super) headers: Option<BTreeMap<String, Vec<String>>>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct QueryToken {
+    pub(super) issuer: Option<String>,
+    pub(super) claims: Option<Map<String, Value>>,
+}
+
 /// A query whose values mean something.
 #[derive(Debug)]
 pub(super) struct Parsed {
@@ -66,6 +73,7 @@ pub(super) struct Parsed {
     port: u16,
     protocol: Protocol,
     http: Option<ParsedHttp>,
+    token: Option<ParsedToken>,
     sni: Option<String>,
 }
 
@@ -75,6 +83,24 @@ struct ParsedHttp {
     path: String,
     host: Option<String>,
     headers: HeaderMap,
+}
+
+#[derive(Debug)]
+struct ParsedToken {
+    issuer: String,
+    claims: Map<String, Value>,
+}
+
+impl ParsedToken {
+    /// The issuer is that of the claims, where it does not stand by itself.
+    fn of(token: QueryToken) -> Self {
+        let claims = token.claims.unwrap_or_default();
+        let claimed = || claims.get("iss").and_then(Value::as_str).map(str::to_owned);
+        Self {
+            issuer: token.issuer.or_else(claimed).unwrap_or_default(),
+            claims,
+        }
+    }
 }
 
 /// Header fields by lower-case name.
@@ -106,9 +132,6 @@ impl Query {
                 ));
             }
         };
-        if self.jwt.is_some_and(|jwt| !jwt.is_null()) {
-            return Err("`jwt`: request authentication is not supported yet".into());
-        }
         let mut source = self.source.unwrap_or_default();
         // Without mutual TLS there is no identity, whatever is claimed. Outbound, it is the own.
         let proved = direction == Direction::Outbound || self.mtls == Some(true);
@@ -132,6 +155,7 @@ impl Query {
             port: destination.port.ok_or("`destination.port` is missing")?,
             protocol: protocol(destination.protocol.as_deref())?,
             http: self.http.map(ParsedHttp::of).transpose()?,
+            token: self.jwt.map(ParsedToken::of),
             sni: self.sni,
         })
     }
@@ -185,6 +209,10 @@ impl Parsed {
                 host: http.host.as_deref(),
                 headers: &http.headers,
             }),
+            token: self.token.as_ref().map(|token| Token {
+                issuer: &token.issuer,
+                claims: &token.claims,
+            }),
             sni: self.sni.as_deref(),
         }
     }
@@ -208,7 +236,7 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn of(id: Value, decision: &Decision, reason: String) -> Self {
+    pub(super) fn of(id: Value, decision: &Decision, reason: String, observed: Observed) -> Self {
         let origin = match &decision.decided_by {
             DecidedBy::Rule(origin) => Some(origin),
             _ => None,
@@ -228,10 +256,14 @@ impl Answer {
             file: origin.map(|origin| origin.file.display().to_string()),
             line: origin.map(|origin| origin.line),
             reason,
-            audit: Vec::new(),
-            dry_run: Vec::new(),
+            audit: names(observed.audit),
+            dry_run: names(observed.dry_run),
         }
     }
+}
+
+fn names(names: Vec<Arc<str>>) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
 }
 
 pub(super) fn verdict(verdict: Verdict) -> &'static str {

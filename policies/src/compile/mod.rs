@@ -16,7 +16,7 @@ use crate::{
     model::{
         Documents, Meta, authorization_policy as authorization,
         labels::{self, Labels},
-        network_policy as network, peer_authentication as peer,
+        network_policy as network, peer_authentication as peer, request_authentication as request,
         workload::{Workload, WorkloadName},
     },
     parse::NAMESPACE_NAME,
@@ -43,6 +43,7 @@ pub(crate) struct Compiled {
     /// The labels of each namespace, its own name always among them.
     namespaces: HashMap<String, Labels>,
     pub(crate) network: Vec<network::NetworkPolicy>,
+    pub(crate) requests: Vec<request::RequestAuthentication>,
     pub(crate) authorization: Vec<authorization::AuthorizationPolicy>,
 }
 
@@ -52,6 +53,8 @@ pub(crate) struct Entry {
     pub(crate) workload: Workload,
     pub(crate) ingress: Vec<usize>,
     pub(crate) egress: Vec<usize>,
+    pub(crate) requests: Vec<usize>,
+    pub(crate) custom: Vec<usize>,
     pub(crate) deny: Vec<usize>,
     pub(crate) allow: Vec<usize>,
     /// AUDIT and dry-run policies: they have no say.
@@ -108,11 +111,13 @@ pub(crate) fn compile(
         namespaces,
         mut network_policies,
         mut peer_authentications,
+        mut request_authentications,
         mut authorization_policies,
     } = documents;
     // The order of files never matters: where one policy is named out of several, it is the first
     // by name.
     network_policies.sort_by(|a, b| key(&a.meta).cmp(&key(&b.meta)));
+    request_authentications.sort_by(|a, b| key(&a.meta).cmp(&key(&b.meta)));
     authorization_policies.sort_by(|a, b| key(&a.meta).cmp(&key(&b.meta)));
     peer_authentications.sort_by(|a, b| age(&a.meta).cmp(&age(&b.meta)));
 
@@ -122,6 +127,7 @@ pub(crate) fn compile(
         by_identity: HashMap::new(),
         namespaces: HashMap::new(),
         network: network_policies,
+        requests: request_authentications,
         authorization: authorization_policies,
     };
     for namespace in namespaces {
@@ -169,11 +175,13 @@ fn entry(
             isolates(policy) && selected(policy)
         })
     };
-    let applies = |policy: &authorization::AuthorizationPolicy| {
-        let at_home = policy.meta.namespace == namespace;
-        let at_root = policy.meta.namespace == options.root_namespace;
-        (at_home || at_root) && labels::contains(&workload.labels, &policy.selector)
+    let concerns = |meta: &Meta, selector: &Labels| {
+        let at_home = meta.namespace == namespace;
+        let at_root = meta.namespace == options.root_namespace;
+        (at_home || at_root) && labels::contains(&workload.labels, selector)
     };
+    let applies =
+        |policy: &authorization::AuthorizationPolicy| concerns(&policy.meta, &policy.selector);
     let authorization = |action: authorization::Action| {
         places(&compiled.authorization, |policy| {
             !policy.dry_run && policy.action == action && applies(policy)
@@ -182,6 +190,10 @@ fn entry(
     Entry {
         ingress: network(|policy| policy.ingress.is_some()),
         egress: network(|policy| policy.egress.is_some()),
+        requests: places(&compiled.requests, |policy| {
+            concerns(&policy.meta, &policy.selector)
+        }),
+        custom: authorization(authorization::Action::Custom),
         deny: authorization(authorization::Action::Deny),
         allow: authorization(authorization::Action::Allow),
         silent: places(&compiled.authorization, |policy| {
@@ -265,6 +277,7 @@ fn refuse_duplicates(documents: &Documents, found: &mut Vec<Diagnostic>) {
         namespaces,
         network_policies,
         peer_authentications,
+        request_authentications,
         authorization_policies,
     } = documents;
     unique("Workload", workloads.iter().map(|(meta, _)| meta), found);
@@ -277,6 +290,11 @@ fn refuse_duplicates(documents: &Documents, found: &mut Vec<Diagnostic>) {
     unique(
         "PeerAuthentication",
         peer_authentications.iter().map(|one| &one.meta),
+        found,
+    );
+    unique(
+        "RequestAuthentication",
+        request_authentications.iter().map(|one| &one.meta),
         found,
     );
     unique(

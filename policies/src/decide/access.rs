@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use postern_spiffe::SpiffeId;
 
+use super::token::Token;
 use crate::model::workload::WorkloadName;
 
 /// One access to judge.
@@ -19,6 +20,8 @@ pub struct Access<'a> {
     pub destination: Destination<'a>,
     /// The request, where the connection carries HTTP; `None` for opaque TCP, UDP and SCTP.
     pub http: Option<HttpRequest<'a>>,
+    /// The request's token, if it has one; its signature and times were checked.
+    pub token: Option<Token<'a>>,
     /// The server name of the TLS handshake.
     pub sni: Option<&'a str>,
 }

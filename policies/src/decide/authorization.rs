@@ -1,6 +1,7 @@
 //! AuthorizationPolicy: may this identity do this?
 //!
-//! DENY first, then ALLOW, then no. AUDIT and dry-run policies have no say. Where no HTTP was
+//! CUSTOM first, then DENY, then ALLOW, then no. There is nobody to ask for a CUSTOM decision, so what
+//! such a rule matches is denied. AUDIT and dry-run policies have no say. Where no HTTP was
 //! parsed, an ALLOW rule that names HTTP is dropped whole, and a DENY rule is judged by the rest
 //! of it, as Istio does: both err on the side of deny.
 
@@ -8,13 +9,14 @@ use std::{borrow::Cow, net::IpAddr};
 
 use ipnet::IpNet;
 
-use super::{DecidedBy, Decision, Peer, PolicyKind, Question, Stage, Verdict};
+use super::{DecidedBy, Decision, Peer, PolicyKind, Question, Stage, Verdict, token};
 use crate::{
     compile::origin,
     model::{
         authorization_policy::{Action, AuthorizationPolicy, Field, FieldMatch, Rule},
         pattern::Pattern,
     },
+    set::Observed,
 };
 
 /// Decides at the destination.
@@ -22,8 +24,10 @@ pub(crate) fn decide(question: &Question<'_>) -> Decision {
     let Some(own) = question.destination() else {
         return decision(question.defaults.authorization, DecidedBy::Default);
     };
-    if let Some(origin) = first_match(question, &own.deny) {
-        return decision(Verdict::Deny, origin);
+    for denying in [&own.custom, &own.deny] {
+        if let Some(origin) = first_match(question, denying) {
+            return decision(Verdict::Deny, origin);
+        }
     }
     if own.allow.is_empty() {
         return decision(question.defaults.authorization, DecidedBy::Default);
@@ -35,6 +39,23 @@ pub(crate) fn decide(question: &Question<'_>) -> Decision {
             DecidedBy::NoMatch(PolicyKind::AuthorizationPolicy),
         ),
     }
+}
+
+/// The policies without a say that match.
+pub(crate) fn observed(question: &Question<'_>) -> Observed {
+    let mut observed = Observed::default();
+    let silent = question.destination().map(|own| own.silent.as_slice());
+    for policy in policies(question, silent.unwrap_or_default()) {
+        let matches = |rule| rule_matches(question, policy.action, rule);
+        if policy.rules.iter().any(matches) {
+            let list = match policy.dry_run {
+                true => &mut observed.dry_run,
+                false => &mut observed.audit,
+            };
+            list.push(policy.meta.full_name.clone());
+        }
+    }
+    observed
 }
 
 fn first_match(question: &Question<'_>, places: &[usize]) -> Option<DecidedBy> {
@@ -140,6 +161,14 @@ pub(crate) fn field_matches(question: &Question<'_>, action: Action, field: &Fie
         }),
         Field::Path => text(access.http.map(|http| http.path)),
         Field::Header(name) => header_matches(question, action, name, patterns),
+        Field::RequestPrincipal => token::accepted(question).is_some_and(|token| {
+            patterns.iter().any(|pattern| {
+                matches!(pattern, Pattern::RequestPrincipal(wanted) if token.principal_matches(wanted))
+            })
+        }),
+        Field::Claim(path) => {
+            token::accepted(question).is_some_and(|token| token.claim_matches(path, patterns))
+        }
     };
     any != field.negated
 }
@@ -230,6 +259,16 @@ pub(crate) fn shown<'a>(question: &Question<'a>, field: &Field) -> Option<Cow<'a
                 text.get_or_insert_with(|| String::from_utf8_lossy(value).into_owned());
             });
             text.map(Cow::Owned)
+        }
+        Field::RequestPrincipal => token::accepted(question)
+            .and_then(|token| token.principal())
+            .map(|(issuer, subject)| format!("{issuer}/{subject}").into()),
+        Field::Claim(path) => {
+            let token = token::accepted(question)?;
+            token.claim(path).map(|value| match value.as_str() {
+                Some(text) => text.into(),
+                None => value.to_string().into(),
+            })
         }
     }
 }

@@ -4,10 +4,13 @@ mod access;
 pub(crate) mod authorization;
 mod decision;
 pub(crate) mod network;
+pub(crate) mod token;
 
 pub use access::{
     Access, Destination, Direction, Headers, HttpRequest, NoHeaders, Peer, Protocol, Source,
 };
+pub use token::Token;
+
 pub use decision::{DecidedBy, Decision, PolicyKind, RuleOrigin, Stage, Verdict};
 
 use crate::{

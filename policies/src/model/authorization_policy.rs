@@ -12,6 +12,8 @@ pub(crate) struct AuthorizationPolicy {
     /// Empty: every workload of the namespace, or of the mesh in the root namespace.
     pub(crate) selector: Labels,
     pub(crate) action: Action,
+    /// Who is asked, by name; of CUSTOM alone.
+    pub(crate) provider: Option<String>,
     /// Shown in the log, without a say in the verdict.
     pub(crate) dry_run: bool,
     pub(crate) rules: Vec<Rule>,
@@ -22,6 +24,8 @@ pub(crate) enum Action {
     Allow,
     Deny,
     Audit,
+    /// Somebody else is asked. There is nobody here, so what it matches is denied.
+    Custom,
 }
 
 /// Any source, any operation, all conditions. An empty list holds.
@@ -64,6 +68,10 @@ pub(crate) enum Field {
     Path,
     /// A header, by its name in lower case.
     Header(String),
+    /// Issuer and subject of the token.
+    RequestPrincipal,
+    /// A claim of the token, by the keys that lead to it.
+    Claim(Vec<String>),
 }
 
 impl Field {
@@ -71,7 +79,12 @@ impl Field {
     pub(crate) fn is_http_only(&self) -> bool {
         matches!(
             self,
-            Self::Host | Self::Method | Self::Path | Self::Header(_)
+            Self::Host
+                | Self::Method
+                | Self::Path
+                | Self::Header(_)
+                | Self::RequestPrincipal
+                | Self::Claim(_)
         )
     }
 
@@ -91,6 +104,8 @@ impl Field {
             Self::Method => "method".into(),
             Self::Path => "path".into(),
             Self::Header(name) => format!("header `{name}`"),
+            Self::RequestPrincipal => "request principal".into(),
+            Self::Claim(path) => format!("claim `{}`", path.join("`, `")),
         }
     }
 }

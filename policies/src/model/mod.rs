@@ -10,6 +10,8 @@ pub(crate) mod peer_authentication;
 
 pub(crate) mod authorization_policy;
 
+pub(crate) mod request_authentication;
+
 pub(crate) mod pattern;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
@@ -43,5 +45,6 @@ pub(crate) struct Documents {
     pub(crate) namespaces: Vec<Namespace>,
     pub(crate) network_policies: Vec<network_policy::NetworkPolicy>,
     pub(crate) peer_authentications: Vec<peer_authentication::PeerAuthentication>,
+    pub(crate) request_authentications: Vec<request_authentication::RequestAuthentication>,
     pub(crate) authorization_policies: Vec<authorization_policy::AuthorizationPolicy>,
 }

@@ -17,6 +17,8 @@ pub(crate) enum Pattern {
     Port(u16),
     /// `namespace/name`
     ServiceAccount(String, String),
+    /// `issuer/subject`
+    RequestPrincipal(RequestPrincipal),
 }
 
 impl Pattern {
@@ -42,7 +44,9 @@ impl Pattern {
             Self::Prefix(prefix) => text.starts_with(prefix.as_bytes()),
             Self::Suffix(suffix) => text.ends_with(suffix.as_bytes()),
             Self::Template(template) => template.matches(text),
-            Self::Net(_) | Self::Port(_) | Self::ServiceAccount(..) => false,
+            Self::Net(_) | Self::Port(_) | Self::ServiceAccount(..) | Self::RequestPrincipal(_) => {
+                false
+            }
         }
     }
 
@@ -76,7 +80,49 @@ impl fmt::Display for Pattern {
             Self::Net(net) => write!(f, "{net}"),
             Self::Port(port) => write!(f, "{port}"),
             Self::ServiceAccount(namespace, name) => write!(f, "{namespace}/{name}"),
+            Self::RequestPrincipal(principal) => f.write_str(&principal.text),
         }
+    }
+}
+
+/// Issuer and subject of a token, split at the last slash: an issuer is a URL, a subject is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RequestPrincipal {
+    text: String,
+    /// `None`: any.
+    issuer: Option<Box<Pattern>>,
+    /// `None`: any.
+    subject: Option<Box<Pattern>>,
+}
+
+impl RequestPrincipal {
+    pub(crate) fn parse(text: &str) -> Self {
+        let pattern = |text: &str| (text != "*").then(|| Box::new(Pattern::text(text)));
+        let (issuer, subject) = match text.rsplit_once('/') {
+            Some((issuer, subject)) => (pattern(issuer), pattern(subject)),
+            None if text.starts_with('*') => (None, pattern(text)),
+            // Without a slash no whole principal can be meant; an exact text matches none.
+            None if text.ends_with('*') => (pattern(text), None),
+            None => (
+                Some(Box::new(Pattern::Exact(text.to_owned()))),
+                Some(Box::new(Pattern::Exact(String::new()))),
+            ),
+        };
+        Self {
+            text: text.to_owned(),
+            issuer,
+            subject,
+        }
+    }
+
+    /// Neither is empty.
+    pub(crate) fn matches(&self, issuer: &str, subject: &str) -> bool {
+        let holds = |pattern: &Option<Box<Pattern>>, text: &str| {
+            pattern
+                .as_ref()
+                .is_none_or(|pattern| pattern.matches_text(text.as_bytes()))
+        };
+        holds(&self.issuer, issuer) && holds(&self.subject, subject)
     }
 }
 

@@ -4,12 +4,12 @@
 
 use ipnet::IpNet;
 
-use super::{istio_selector, metadata};
+use super::{istio_selector, metadata, refuse_target_refs};
 use crate::{
     diagnostic::Problems,
     model::{
         authorization_policy::{Action, AuthorizationPolicy, Field, FieldMatch, Rule},
-        pattern::{PathTemplate, Pattern},
+        pattern::{PathTemplate, Pattern, RequestPrincipal},
     },
     set::Options,
     yaml::{Fields, Node, Value, fields},
@@ -27,35 +27,71 @@ pub(crate) fn read(
         meta,
         selector: Default::default(),
         action: Action::Allow,
+        provider: None,
         dry_run: false,
         rules: Vec::new(),
     };
     // No spec is `spec: {}`: an ALLOW without rules, which allows nothing.
     if let Some(spec) = document.get("spec") {
         let spec = Fields::of(spec, "spec", &SPEC, problems)?;
-        refuse_unsupported(&spec, problems)?;
+        refuse_target_refs(&spec, problems)?;
         policy.selector = istio_selector(&spec, problems)?;
         policy.action = action(&spec, problems)?;
-        policy.rules = rules(&spec, &policy, problems)?;
+        policy.provider = provider(&spec, policy.action, problems)?;
+        policy.rules = rules(&spec, &policy, options, problems)?;
+        if policy.action == Action::Custom {
+            refuse_identities(&policy, problems)?;
+        }
     }
     policy.dry_run = dry_run(&head, policy.action, problems)?;
     Some(policy)
 }
 
-fn refuse_unsupported(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<()> {
-    for (name, why) in [
-        (
-            "targetRef",
-            "it names a gateway or waypoint, and there is none here; use `selector`",
-        ),
-        (
-            "targetRefs",
-            "it names a gateway or waypoint, and there is none here; use `selector`",
-        ),
-        ("provider", "action CUSTOM is not supported yet"),
-    ] {
-        if let Some(node) = spec.get(name) {
-            problems.error_with(node.at, format!("`{name}` is not supported"), why);
+/// Who is asked for a CUSTOM decision.
+fn provider(
+    spec: &Fields<'_>,
+    action: Action,
+    problems: &mut Problems<'_>,
+) -> Option<Option<String>> {
+    let node = match (spec.get("provider"), action) {
+        (None, Action::Custom) => {
+            problems.error(spec.at, "a CUSTOM policy needs `provider.name`");
+            return None;
+        }
+        (None, _) => return Some(None),
+        (Some(node), Action::Custom) => node,
+        (Some(node), _) => {
+            problems.error(node.at, "`provider` is for the action CUSTOM alone");
+            return None;
+        }
+    };
+    let fields = Fields::of(node, "provider", &["name"], problems)?;
+    let name = fields.required("name", "provider", problems)?;
+    fields::filled(name, "name", problems).map(|name| Some(name.to_owned()))
+}
+
+/// A CUSTOM decision is taken before anybody knows who asks.
+fn refuse_identities(policy: &AuthorizationPolicy, problems: &mut Problems<'_>) -> Option<()> {
+    for rule in &policy.rules {
+        let identity = rule.fields().find(|one| {
+            matches!(
+                one.field,
+                Field::Principal
+                    | Field::Namespace
+                    | Field::ServiceAccount
+                    | Field::TrustDomain
+                    | Field::RequestPrincipal
+                    | Field::Claim(_)
+            )
+        });
+        if let Some(one) = identity {
+            problems.error(
+                rule.at,
+                format!(
+                    "a CUSTOM rule cannot name a {}: Istio refuses it too",
+                    one.field.noun()
+                ),
+            );
             return None;
         }
     }
@@ -70,12 +106,9 @@ fn action(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Action> {
         "ALLOW" => Some(Action::Allow),
         "DENY" => Some(Action::Deny),
         "AUDIT" => Some(Action::Audit),
-        "CUSTOM" => {
-            problems.error(node.at, "action `CUSTOM` is not supported yet");
-            None
-        }
+        "CUSTOM" => Some(Action::Custom),
         other => {
-            let hint = "`ALLOW`, `DENY` or `AUDIT`";
+            let hint = "`ALLOW`, `DENY`, `AUDIT` or `CUSTOM`";
             problems.error_with(node.at, format!("`{other}` is no action"), hint);
             None
         }
@@ -115,14 +148,15 @@ fn dry_run(head: &Fields<'_>, action: Action, problems: &mut Problems<'_>) -> Op
 fn rules(
     spec: &Fields<'_>,
     policy: &AuthorizationPolicy,
+    options: &Options,
     problems: &mut Problems<'_>,
 ) -> Option<Vec<Rule>> {
     let nodes = spec.list("rules", problems);
-    if nodes.is_empty() && policy.action == Action::Deny {
+    if nodes.is_empty() && matches!(policy.action, Action::Deny | Action::Custom) {
         problems.error_with(
             spec.at,
-            "a DENY policy needs rules",
-            "`rules: [{}]` denies everything",
+            "a DENY or CUSTOM policy needs rules",
+            "`rules: [{}]` matches everything",
         );
         return None;
     }
@@ -138,27 +172,43 @@ fn rules(
     }
     let read: Vec<Option<Rule>> = nodes
         .iter()
-        .map(|node| rule(node, &policy.meta.namespace, problems))
+        .map(|node| {
+            rule(
+                node,
+                &Reading {
+                    namespace: &policy.meta.namespace,
+                    options,
+                },
+                problems,
+            )
+        })
         .collect();
     read.into_iter().collect()
 }
 
-fn rule(node: &Node, namespace: &str, problems: &mut Problems<'_>) -> Option<Rule> {
+/// What the meaning of a pattern depends on.
+struct Reading<'a> {
+    /// That of the policy.
+    namespace: &'a str,
+    options: &'a Options,
+}
+
+fn rule(node: &Node, reading: &Reading<'_>, problems: &mut Problems<'_>) -> Option<Rule> {
     let fields = Fields::of(node, "a rule", &["from", "to", "when"], problems)?;
     let from: Vec<_> = fields
         .list("from", problems)
         .iter()
-        .map(|node| matches(node, "from", "source", SOURCE, namespace, problems))
+        .map(|node| matches(node, "from", "source", SOURCE, reading, problems))
         .collect();
     let to: Vec<_> = fields
         .list("to", problems)
         .iter()
-        .map(|node| matches(node, "to", "operation", OPERATION, namespace, problems))
+        .map(|node| matches(node, "to", "operation", OPERATION, reading, problems))
         .collect();
     let when: Vec<_> = fields
         .list("when", problems)
         .iter()
-        .map(|node| condition(node, namespace, problems))
+        .map(|node| condition(node, reading, problems))
         .collect();
     Some(Rule {
         at: node.at,
@@ -178,8 +228,8 @@ fn matches(
     node: &Node,
     list: &str,
     inner: &str,
-    table: &[(&str, &str, Option<Field>)],
-    namespace: &str,
+    table: &[(&str, &str, Field)],
+    reading: &Reading<'_>,
     problems: &mut Problems<'_>,
 ) -> Option<Vec<FieldMatch>> {
     let outer = Fields::of(node, &format!("an item of `{list}`"), &[inner], problems)?;
@@ -192,11 +242,7 @@ fn matches(
             let Some(node) = fields.get(name) else {
                 continue;
             };
-            let Some(field) = field else {
-                problems.error(node.at, format!("`{name}` is not supported yet"));
-                return None;
-            };
-            let patterns = patterns(node, name, field, namespace, problems)?;
+            let patterns = patterns(node, name, field, reading, problems)?;
             if !patterns.is_empty() {
                 read.push(FieldMatch {
                     field: field.clone(),
@@ -221,7 +267,11 @@ fn matches(
     Some(read)
 }
 
-fn condition(node: &Node, namespace: &str, problems: &mut Problems<'_>) -> Option<Vec<FieldMatch>> {
+fn condition(
+    node: &Node,
+    reading: &Reading<'_>,
+    problems: &mut Problems<'_>,
+) -> Option<Vec<FieldMatch>> {
     let fields = Fields::of(
         node,
         "a condition",
@@ -236,7 +286,7 @@ fn condition(node: &Node, namespace: &str, problems: &mut Problems<'_>) -> Optio
         let Some(node) = fields.get(name) else {
             continue;
         };
-        let patterns = patterns(node, name, &field, namespace, problems)?;
+        let patterns = patterns(node, name, &field, reading, problems)?;
         if !patterns.is_empty() {
             read.push(FieldMatch {
                 field: field.clone(),
@@ -274,8 +324,13 @@ fn condition_field(key: &str, node: &Node, problems: &mut Problems<'_>) -> Optio
         "destination.ip" => Field::DestinationIp,
         "destination.port" => Field::DestinationPort,
         "connection.sni" => Field::ServerName,
-        _ if key.starts_with("request.auth.") || key.starts_with("experimental.") => {
-            problems.error(node.at, format!("condition `{key}` is not supported yet"));
+        "request.auth.principal" => Field::RequestPrincipal,
+        "request.auth.audiences" => Field::Claim(vec!["aud".into()]),
+        "request.auth.presenter" => Field::Claim(vec!["azp".into()]),
+        _ if key.starts_with("request.auth.claims[") => return claim(key, node, problems),
+        _ if key.starts_with("experimental.envoy.filters.") => {
+            let hint = "there is no Envoy here; say it with another condition";
+            problems.error_with(node.at, format!("condition `{key}` is not supported"), hint);
             return None;
         }
         _ => {
@@ -297,11 +352,29 @@ fn condition_field(key: &str, node: &Node, problems: &mut Problems<'_>) -> Optio
     Some(field)
 }
 
+/// `request.auth.claims[a][b]`; a dot is part of a name.
+fn claim(key: &str, node: &Node, problems: &mut Problems<'_>) -> Option<Field> {
+    let keys = key
+        .strip_prefix("request.auth.claims[")
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or_default();
+    let path: Vec<String> = keys.split("][").map(str::to_owned).collect();
+    if path
+        .iter()
+        .any(|key| key.is_empty() || key.contains(['[', ']']))
+    {
+        let hint = "write `request.auth.claims[name]`, or `[a][b]` for a claim within a claim";
+        problems.error_with(node.at, format!("`{key}` names no claim"), hint);
+        return None;
+    }
+    Some(Field::Claim(path))
+}
+
 fn patterns(
     node: &Node,
     name: &str,
     field: &Field,
-    namespace: &str,
+    reading: &Reading<'_>,
     problems: &mut Problems<'_>,
 ) -> Option<Vec<Pattern>> {
     let items = fields::list(node, name, problems)?;
@@ -313,12 +386,24 @@ fn patterns(
         );
         return None;
     }
-    let read: Vec<Option<Pattern>> = items
+    if *field == Field::ServiceAccount && items.len() > MAX_SERVICE_ACCOUNTS {
+        problems.error(
+            node.at,
+            format!("`{name}` has at most {MAX_SERVICE_ACCOUNTS} items"),
+        );
+        return None;
+    }
+    let read: Vec<Option<Vec<Pattern>>> = items
         .iter()
         .map(|item| {
             let text = fields::filled(item, name, problems)?;
-            match pattern(text, field, namespace) {
-                Ok(pattern) => Some(pattern),
+            let texts = spellings(text, field, reading.options);
+            let read: Result<Vec<Pattern>, _> = texts
+                .iter()
+                .map(|text| pattern(text, field, reading.namespace))
+                .collect();
+            match read {
+                Ok(patterns) => Some(patterns),
                 Err(problem) => {
                     problems.error(item.at, format!("`{text}` in `{name}`: {problem}"));
                     None
@@ -326,7 +411,32 @@ fn patterns(
             }
         })
         .collect();
-    read.into_iter().collect()
+    let read: Option<Vec<Vec<Pattern>>> = read.into_iter().collect();
+    read.map(|all| all.into_iter().flatten().collect())
+}
+
+/// What a value stands for where the trust domain has several names: a principal of a service
+/// account, or a trust domain, in the own domain stands for all of them. `cluster.local` is how
+/// users write the own domain, whatever its name.
+fn spellings(text: &str, field: &Field, options: &Options) -> Vec<String> {
+    let own = options.trust_domain.as_str();
+    let names = || {
+        let aliases = options.trust_domain_aliases.iter();
+        std::iter::once(own).chain(aliases.map(|alias| alias.as_str()))
+    };
+    let is_own = |name: &str| name == CLUSTER_LOCAL || names().any(|known| known == name);
+    match field {
+        Field::Principal => match text.split_once('/') {
+            Some((first, rest)) if rest.matches('/').count() == 3 && is_own(first) => {
+                names().map(|name| format!("{name}/{rest}")).collect()
+            }
+            _ => vec![text.to_owned()],
+        },
+        Field::TrustDomain if names().any(|known| known == text) => {
+            names().map(str::to_owned).collect()
+        }
+        _ => vec![text.to_owned()],
+    }
 }
 
 fn pattern(text: &str, field: &Field, namespace: &str) -> Result<Pattern, &'static str> {
@@ -347,6 +457,7 @@ fn pattern(text: &str, field: &Field, namespace: &str) -> Result<Pattern, &'stat
             Err("braces are only for the templates `{*}` and `{**}`")
         }
         Field::TrustDomain if text.contains('/') => Err("a trust domain has no `/`"),
+        Field::RequestPrincipal => Ok(Pattern::RequestPrincipal(RequestPrincipal::parse(text))),
         Field::Host => Ok(Pattern::text(&text.to_ascii_lowercase())),
         _ => Ok(Pattern::text(text)),
     }
@@ -385,26 +496,30 @@ const SPEC: [&str; 6] = [
     "provider",
 ];
 
-/// Name, `not…` twin, and the field; without a field: known to Istio, not supported here.
-const SOURCE: &[(&str, &str, Option<Field>)] = &[
-    ("principals", "notPrincipals", Some(Field::Principal)),
-    ("requestPrincipals", "notRequestPrincipals", None),
-    ("namespaces", "notNamespaces", Some(Field::Namespace)),
+/// Name, `not…` twin, and the field.
+const SOURCE: &[(&str, &str, Field)] = &[
+    ("principals", "notPrincipals", Field::Principal),
+    (
+        "requestPrincipals",
+        "notRequestPrincipals",
+        Field::RequestPrincipal,
+    ),
+    ("namespaces", "notNamespaces", Field::Namespace),
     (
         "serviceAccounts",
         "notServiceAccounts",
-        Some(Field::ServiceAccount),
+        Field::ServiceAccount,
     ),
-    ("trustDomains", "notTrustDomains", Some(Field::TrustDomain)),
-    ("ipBlocks", "notIpBlocks", Some(Field::SourceIp)),
-    ("remoteIpBlocks", "notRemoteIpBlocks", Some(Field::RemoteIp)),
+    ("trustDomains", "notTrustDomains", Field::TrustDomain),
+    ("ipBlocks", "notIpBlocks", Field::SourceIp),
+    ("remoteIpBlocks", "notRemoteIpBlocks", Field::RemoteIp),
 ];
 
-const OPERATION: &[(&str, &str, Option<Field>)] = &[
-    ("hosts", "notHosts", Some(Field::Host)),
-    ("ports", "notPorts", Some(Field::DestinationPort)),
-    ("methods", "notMethods", Some(Field::Method)),
-    ("paths", "notPaths", Some(Field::Path)),
+const OPERATION: &[(&str, &str, Field)] = &[
+    ("hosts", "notHosts", Field::Host),
+    ("ports", "notPorts", Field::DestinationPort),
+    ("methods", "notMethods", Field::Method),
+    ("paths", "notPaths", Field::Path),
 ];
 
 const CONDITIONS: &[&str] = &[
@@ -418,7 +533,15 @@ const CONDITIONS: &[&str] = &[
     "destination.ip",
     "destination.port",
     "connection.sni",
+    "request.auth.principal",
+    "request.auth.audiences",
+    "request.auth.presenter",
+    "request.auth.claims[…]",
 ];
 
 const DRY_RUN: &str = "istio.io/dry-run";
 const MAX_RULES: usize = 512;
+const MAX_SERVICE_ACCOUNTS: usize = 16;
+
+/// How Istio's users write the own trust domain.
+const CLUSTER_LOCAL: &str = "cluster.local";

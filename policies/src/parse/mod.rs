@@ -6,6 +6,7 @@
 mod authorization_policy;
 mod network_policy;
 mod peer_authentication;
+mod request_authentication;
 mod workload;
 
 use std::{path::Path, sync::Arc};
@@ -88,7 +89,8 @@ fn read_document(
             documents.authorization_policies.extend(read);
         }
         ("security.istio.io/v1" | "security.istio.io/v1beta1", "RequestAuthentication") => {
-            problems.error(node.at, "RequestAuthentication is not supported yet");
+            let read = request_authentication::read(node, options, problems);
+            documents.request_authentications.extend(read);
         }
         ("postern.dev/v1", "Workload") => {
             documents
@@ -202,6 +204,22 @@ fn istio_selector(
         return Some(Default::default());
     };
     fields::labels(node, "matchLabels", problems)
+}
+
+/// Istio ignores a whole policy, even a DENY, where its `targetRefs` mean nothing. Here it is
+/// refused.
+fn refuse_target_refs(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<()> {
+    for name in ["targetRef", "targetRefs"] {
+        if let Some(node) = spec.get(name) {
+            problems.error_with(
+                node.at,
+                format!("`{name}` is not supported"),
+                "it names a gateway or waypoint, and there is none here; use `selector`",
+            );
+            return None;
+        }
+    }
+    Some(())
 }
 
 /// The label that every namespace has.

@@ -2,6 +2,5 @@
 
 pub(crate) mod body;
 pub(crate) mod headers;
-pub(crate) mod normalize;
 pub(crate) mod pool;
 pub(crate) mod serve;

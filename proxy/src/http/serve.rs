@@ -14,13 +14,13 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use postern_policies::normalize::{self, PathNormalization, PathRefused};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     body::Answered,
     headers,
-    normalize::{self, PathRefused},
     pool::{CONNECTION_WINDOW, MAX_HEADER_LIST_BYTES, MAX_HEADERS, STREAM_WINDOW},
 };
 
@@ -120,10 +120,13 @@ impl Clean {
 ///
 /// # Errors
 /// [`Malformed`] with the request's id: it is refused, and the app does not see it.
-pub(crate) fn clean(mut request: Request<Incoming>) -> Result<Clean, (Malformed, HeaderValue)> {
+pub(crate) fn clean(
+    mut request: Request<Incoming>,
+    paths: PathNormalization,
+) -> Result<Clean, (Malformed, HeaderValue)> {
     headers::strip_identity(request.headers_mut());
     let id = headers::request_id(request.headers_mut());
-    match check(&request) {
+    match check(&request, paths) {
         Ok((host, target)) => {
             headers::strip_hop_by_hop(request.headers_mut());
             headers::trace(request.headers_mut());
@@ -137,7 +140,10 @@ pub(crate) fn clean(mut request: Request<Incoming>) -> Result<Clean, (Malformed,
     }
 }
 
-fn check(request: &Request<Incoming>) -> Result<(String, PathAndQuery), Malformed> {
+fn check(
+    request: &Request<Incoming>,
+    paths: PathNormalization,
+) -> Result<(String, PathAndQuery), Malformed> {
     match *request.method() {
         Method::CONNECT => return Err(Malformed::Method("CONNECT")),
         Method::TRACE => return Err(Malformed::Method("TRACE")),
@@ -146,10 +152,10 @@ fn check(request: &Request<Incoming>) -> Result<(String, PathAndQuery), Malforme
     let headers = request.headers();
     lengths(request.version(), headers)?;
     let host = host(request.uri(), headers)?;
-    let path = normalize::path(request.uri().path())?;
+    let path = normalize::path(request.uri().path(), paths)?;
     let target = match request.uri().query() {
         Some(query) => format!("{path}?{query}"),
-        None => path,
+        None => path.into_owned(),
     };
     let target = PathAndQuery::try_from(target).map_err(|_| PathRefused::Character)?;
     Ok((host, target))

@@ -60,12 +60,17 @@ impl Road {
         }
         world.write("directory/workloads.yaml", &workloads).unwrap();
         let [web, database, frontend_in, web_health] = [(); 4].map(|()| free_address().unwrap());
+        // An agent without privileges sees only what any process of its user may see.
+        let harden = match rustix::process::geteuid().is_root() {
+            true => "",
+            false => "harden: {insecureAllowDumpable: true}\n",
+        };
         let common = |health: SocketAddr, name: &str| {
             format!(
                 "identity: {{workloadApi: 'unix://{}/public/agent.sock'}}\n\
                  policies: {{directory: policies}}\nworkloads: {{directory: directory}}\n\
                  admin: {{listen: '{}'}}\nmetrics: {{listen: '{health}'}}\n\
-                 accessLog: {{path: {name}-access.log}}\ndrain: 1s\n",
+                 accessLog: {{path: {name}-access.log}}\ndrain: 1s\n{harden}",
                 world.path().display(),
                 free_address().unwrap(),
             )

@@ -1,34 +1,106 @@
 //! One spelling for each path, before anything is judged. Pure.
 //!
-//! What is judged is what is forwarded. The normalization is Istio's BASE: dot segments are
-//! removed and escaped unreserved characters are unescaped; two slashes stay two. What two programs
-//! could read differently is refused.
+//! What is judged is what is forwarded. What two programs could read differently is refused, where
+//! Envoy would guess: an escaped slash, a backslash, a path that leaves its root.
+//!
+//! Spec: RFC 3986 section 6.2.2; the options are those of Istio's
+//! `meshConfig.pathNormalization.normalization`.
+
+use std::borrow::Cow;
+
+/// How much is brought into one spelling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PathNormalization {
+    /// `BASE`: dot segments are removed, escaped unreserved characters unescaped. Two slashes stay
+    /// two: some apps mean them.
+    #[default]
+    Base,
+    /// `MERGE_SLASHES`: also, slashes that follow each other become one.
+    MergeSlashes,
+    /// `DECODE_AND_MERGE_SLASHES`: before, escaped slashes and backslashes become slashes.
+    DecodeAndMergeSlashes,
+}
+
+impl PathNormalization {
+    /// The names, as Istio spells them.
+    pub const NAMES: [(&'static str, Self); 3] = [
+        ("BASE", Self::Base),
+        ("MERGE_SLASHES", Self::MergeSlashes),
+        ("DECODE_AND_MERGE_SLASHES", Self::DecodeAndMergeSlashes),
+    ];
+
+    /// Reads a name. `NONE` is not among them: it lets one path have many spellings.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::NAMES
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, option)| *option)
+    }
+}
 
 /// Why a path is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum PathRefused {
+pub enum PathRefused {
+    /// No slash at the beginning.
     #[error("the path does not begin with `/`")]
     NotAbsolute,
-    #[error("the path holds a control character, a fragment or a backslash")]
+    /// What no path has, or what some programs take for a slash.
+    #[error("the path holds a control character, a space, a fragment or a backslash")]
     Character,
+    /// A `%` that escapes nothing.
     #[error("the path holds an escape that is not `%` and two hexadecimal digits")]
     Escape,
+    /// An escape that some programs undo and others do not.
     #[error("the path holds an escaped slash, backslash or NUL")]
     Ambiguous,
+    /// More `..` than folders.
     #[error("the path leaves its root")]
     AboveRoot,
 }
 
-/// Brings a path without its query into its one spelling.
-pub(crate) fn path(raw: &str) -> Result<String, PathRefused> {
+/// Brings a path without its query into its one spelling. A path that has it already is not
+/// copied.
+///
+/// # Errors
+/// [`PathRefused`]; callers answer 400.
+pub fn path(raw: &str, how: PathNormalization) -> Result<Cow<'_, str>, PathRefused> {
     if !raw.starts_with('/') {
         return Err(PathRefused::NotAbsolute);
     }
-    remove_dots(&unescape(raw)?)
+    if is_plain(raw.as_bytes()) {
+        return Ok(Cow::Borrowed(raw));
+    }
+    let decode = how == PathNormalization::DecodeAndMergeSlashes;
+    let mut clean = unescape(raw, decode)?;
+    if how != PathNormalization::Base {
+        clean = merge_slashes(&clean);
+    }
+    remove_dots(&clean).map(Cow::Owned)
+}
+
+/// Nothing in it that any option would change or refuse.
+fn is_plain(path: &[u8]) -> bool {
+    let mut before = 0;
+    path.iter().all(|&byte| {
+        let pair = (before, byte);
+        before = byte;
+        !matches!(byte, b'%' | b'\\' | b'#' | 0..=b' ' | 0x7f..)
+            && !matches!(pair, (b'/', b'.' | b'/'))
+    })
+}
+
+fn merge_slashes(path: &str) -> String {
+    let mut merged = String::with_capacity(path.len());
+    for c in path.chars() {
+        if c != '/' || !merged.ends_with('/') {
+            merged.push(c);
+        }
+    }
+    merged
 }
 
 /// Unescapes what need not be escaped, and writes the other escapes in capitals.
-fn unescape(raw: &str) -> Result<String, PathRefused> {
+fn unescape(raw: &str, decode: bool) -> Result<String, PathRefused> {
     let mut clean = String::with_capacity(raw.len());
     let mut rest = raw.chars();
     while let Some(c) = rest.next() {
@@ -44,6 +116,7 @@ fn unescape(raw: &str) -> Result<String, PathRefused> {
                 let (high, low) = (digit()?, digit()?);
                 let byte = u8::try_from(high * 16 + low).map_err(|_| PathRefused::Escape)?;
                 match byte {
+                    b'/' | b'\\' if decode => clean.push('/'),
                     0 | b'/' | b'\\' => return Err(PathRefused::Ambiguous),
                     _ if is_unreserved(byte) => clean.push(char::from(byte)),
                     _ => clean.push_str(&format!("%{byte:02X}")),
@@ -89,7 +162,11 @@ fn is_unreserved(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{PathRefused, path};
+    use super::{PathNormalization, PathRefused};
+
+    fn path(raw: &str) -> Result<String, PathRefused> {
+        super::path(raw, PathNormalization::Base).map(Into::into)
+    }
 
     #[test]
     fn each_path_has_one_spelling() {
@@ -151,6 +228,41 @@ mod tests {
         for raw in ["/a/b/../c", "/%61%2d%7e", "/a%3fb%ff", "//x//./y/"] {
             let once = path(raw).unwrap();
             assert_eq!(path(&once).as_deref(), Ok(once.as_str()), "{raw}");
+        }
+    }
+
+    #[test]
+    fn slashes_are_merged_only_where_that_was_asked_for() {
+        // POLICY 39
+        use PathNormalization::{Base, DecodeAndMergeSlashes, MergeSlashes};
+        for (raw, how, expected) in [
+            ("/a//b", Base, Ok("/a//b")),
+            ("/a//b", MergeSlashes, Ok("/a/b")),
+            ("//a///b//", MergeSlashes, Ok("/a/b/")),
+            ("/a//../b", Base, Ok("/a/b")),
+            ("/a//../b", MergeSlashes, Ok("/b")),
+            ("/a%2Fb", MergeSlashes, Err(PathRefused::Ambiguous)),
+            ("/a%2Fb", DecodeAndMergeSlashes, Ok("/a/b")),
+            ("/a%2f%2F%5cb", DecodeAndMergeSlashes, Ok("/a/b")),
+            ("/a/%2e%2e%2fb", DecodeAndMergeSlashes, Ok("/b")),
+            (
+                "/%2e%2e%2fb",
+                DecodeAndMergeSlashes,
+                Err(PathRefused::AboveRoot),
+            ),
+            ("/a%252Fb", DecodeAndMergeSlashes, Ok("/a%252Fb")),
+            ("/a%00", DecodeAndMergeSlashes, Err(PathRefused::Ambiguous)),
+        ] {
+            let found = super::path(raw, how);
+            assert_eq!(found.as_deref(), expected.as_deref(), "{raw} {how:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_plain_is_not_copied() {
+        for raw in ["/", "/a/b.c", "/api/v1/orders", "/a;b=c"] {
+            let found = super::path(raw, PathNormalization::MergeSlashes);
+            assert!(matches!(found, Ok(std::borrow::Cow::Borrowed(_))), "{raw}");
         }
     }
 }

@@ -1,0 +1,168 @@
+//! RequestAuthentication: is the request's token one that is accepted here? And what a token says.
+//!
+//! An absent token is nobody's business: to demand one is an AuthorizationPolicy's. A token that no
+//! rule accepts is refused, because it claims something. Without a RequestAuthentication a token
+//! has no meaning at all. The signature and the times were checked by whoever asks.
+
+use serde_json::{Map, Value};
+
+use super::{DecidedBy, Decision, PolicyKind, Question, Stage, Verdict};
+use crate::{
+    compile::origin,
+    model::{
+        pattern::{Pattern, RequestPrincipal},
+        request_authentication::{JwtRule, RequestAuthentication},
+    },
+};
+
+/// A JSON Web Token whose signature and times were checked.
+#[derive(Debug, Clone, Copy)]
+pub struct Token<'a> {
+    /// Who issued it.
+    pub issuer: &'a str,
+    /// Its claims.
+    pub claims: &'a Map<String, Value>,
+}
+
+/// A token that a rule accepts, and the claims that the rule splits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Accepted<'a> {
+    token: Token<'a>,
+    space_delimited: &'a [String],
+}
+
+/// The refusal of a token that nobody accepts.
+pub(crate) fn refused(question: &Question<'_>) -> Option<Decision> {
+    let token = token(question)?;
+    let mut wrong_audience = None;
+    let mut asked = false;
+    for (policy, place, rule) in rules(question) {
+        asked = true;
+        if !issuer_matches(rule, token) {
+            continue;
+        }
+        if audience_matches(rule, token) {
+            return None;
+        }
+        wrong_audience.get_or_insert_with(|| {
+            origin(
+                PolicyKind::RequestAuthentication,
+                &policy.meta,
+                Some(place),
+                rule.at.line,
+            )
+        });
+    }
+    asked.then(|| Decision {
+        verdict: Verdict::Deny,
+        stage: Stage::RequestAuthentication,
+        decided_by: match wrong_audience {
+            Some(origin) => DecidedBy::Rule(origin),
+            None => DecidedBy::NoMatch(PolicyKind::RequestAuthentication),
+        },
+    })
+}
+
+/// The token, if a rule accepts it.
+pub(crate) fn accepted<'a>(question: &Question<'a>) -> Option<Accepted<'a>> {
+    let token = token(question)?;
+    let (_, _, rule) = rules(question)
+        .find(|(_, _, rule)| issuer_matches(rule, token) && audience_matches(rule, token))?;
+    Some(Accepted {
+        token,
+        space_delimited: &rule.space_delimited,
+    })
+}
+
+/// Of HTTP alone: opaque TCP carries no token.
+fn token<'a>(question: &Question<'a>) -> Option<Token<'a>> {
+    question.access.http.and(question.access.token)
+}
+
+/// The rules of all policies that concern the destination, with their places.
+pub(crate) fn rules<'a>(
+    question: &Question<'a>,
+) -> impl Iterator<Item = (&'a RequestAuthentication, u32, &'a JwtRule)> + use<'a> {
+    let compiled = question.compiled;
+    let places = question
+        .destination()
+        .map(|own| own.requests.as_slice())
+        .unwrap_or_default();
+    places
+        .iter()
+        .filter_map(move |&place| compiled.requests.get(place))
+        .flat_map(|policy| {
+            (0..)
+                .zip(&policy.rules)
+                .map(move |(place, rule)| (policy, place, rule))
+        })
+}
+
+fn issuer_matches(rule: &JwtRule, token: Token<'_>) -> bool {
+    rule.issuer
+        .as_ref()
+        .is_none_or(|issuer| issuer == token.issuer)
+}
+
+fn audience_matches(rule: &JwtRule, token: Token<'_>) -> bool {
+    rule.audiences.is_empty()
+        || texts(token.claims.get("aud"))
+            .any(|audience| rule.audiences.iter().any(|wanted| wanted == audience))
+}
+
+impl<'a> Accepted<'a> {
+    /// `iss/sub`, where both are there and neither is empty.
+    pub(crate) fn principal(&self) -> Option<(&'a str, &'a str)> {
+        let subject = self.token.claims.get("sub").and_then(Value::as_str)?;
+        let issuer = self.token.issuer;
+        (!issuer.is_empty() && !subject.is_empty()).then_some((issuer, subject))
+    }
+
+    pub(crate) fn principal_matches(&self, wanted: &RequestPrincipal) -> bool {
+        self.principal()
+            .is_some_and(|(issuer, subject)| wanted.matches(issuer, subject))
+    }
+
+    /// Does a text of the claim match? Lists match by any of their texts; numbers, booleans and
+    /// objects never do.
+    pub(crate) fn claim_matches(&self, path: &[String], patterns: &[Pattern]) -> bool {
+        let matches = |text: &str| {
+            patterns
+                .iter()
+                .any(|pattern| pattern.matches_text(text.as_bytes()))
+        };
+        let value = self.claim(path);
+        if self.is_split(path) {
+            texts(value)
+                .flat_map(|text| text.split(' '))
+                .filter(|word| !word.is_empty())
+                .any(matches)
+        } else {
+            texts(value).any(matches)
+        }
+    }
+
+    pub(crate) fn claim(&self, path: &[String]) -> Option<&'a Value> {
+        let (first, rest) = path.split_first()?;
+        rest.iter()
+            .try_fold(self.token.claims.get(first)?, |value, key| value.get(key))
+    }
+
+    fn is_split(&self, path: &[String]) -> bool {
+        let [name] = path else { return false };
+        ALWAYS_SPLIT.contains(&name.as_str()) || self.space_delimited.contains(name)
+    }
+}
+
+/// The texts of a value: itself, or the texts among its items.
+fn texts(value: Option<&Value>) -> impl Iterator<Item = &str> {
+    let items = match value {
+        Some(Value::Array(items)) => items.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+        None => &[],
+    };
+    items.iter().filter_map(Value::as_str)
+}
+
+/// Claims that are lists of words (RFC 8693 section 4.2, and what Istio adds).
+const ALWAYS_SPLIT: [&str; 2] = ["scope", "permission"];

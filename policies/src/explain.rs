@@ -77,6 +77,7 @@ pub(crate) fn reason(question: &Question<'_>, decision: &Decision) -> String {
             decision.verdict,
             "no ALLOW policy selects the destination",
         ),
+        (DecidedBy::Request, _) => "the path has no single meaning".into(),
         (DecidedBy::Unasked, _) => "no policy was asked".into(),
     }
 }

@@ -29,6 +29,7 @@ pub mod normalize;
 pub mod yaml;
 
 pub use compile::MtlsMode;
+pub use decide::RuleName;
 pub use diagnostic::{Diagnostic, Severity};
 pub use explain::{Considered, Explanation};
 pub use set::{Defaults, Loaded, Observed, Options, PolicySet, SourceFile};

@@ -7,6 +7,7 @@ use crate::{
         authorization_policy::{Action, AuthorizationPolicy, Field, Rule},
         labels,
         pattern::Pattern,
+        request_authentication::{JwtRule, Keys},
     },
     set::Options,
 };
@@ -21,6 +22,11 @@ pub(crate) fn lint(documents: &Documents, options: &Options) -> Vec<Diagnostic> 
             http_on_tcp(policy, rule, &mut warnings);
         }
         allow_everything(policy, &mut warnings);
+    }
+    for policy in &documents.request_authentications {
+        for rule in &policy.rules {
+            keys_over_http(&policy.meta, rule, &mut warnings);
+        }
     }
     if !documents.workloads.is_empty() {
         selects_nobody(documents, options, &mut warnings);
@@ -127,6 +133,23 @@ fn http_on_tcp(policy: &AuthorizationPolicy, rule: &Rule, warnings: &mut Vec<Dia
                 policy.meta.full_name
             ),
             Some("add `ports` with the HTTP ports that are meant".into()),
+            warnings,
+        );
+    }
+}
+
+/// Who can change the keys on the way can sign any token.
+fn keys_over_http(meta: &Meta, rule: &JwtRule, warnings: &mut Vec<Diagnostic>) {
+    if let Keys::Uri(uri) = &rule.keys
+        && uri.starts_with("http://")
+    {
+        let message =
+            format!("`jwksUri` `{uri}` has no TLS: whoever is on the way can sign tokens");
+        warn(
+            meta,
+            rule.at,
+            message,
+            Some("write `https://`".into()),
             warnings,
         );
     }

@@ -6,10 +6,13 @@ use postern_spiffe::{SpiffeId, TrustDomain};
 
 use crate::{
     compile::{self, Compiled, MtlsMode},
-    decide::{Access, Decision, Direction, Question, RuleOrigin, Verdict, authorization, token},
+    decide::{
+        Access, Decision, Direction, Question, RuleName, RuleOrigin, Verdict, authorization, token,
+    },
     diagnostic::{Diagnostic, Severity},
     explain::{self, Explanation},
     model::workload::{Workload, WorkloadName},
+    normalize::PathNormalization,
     parse,
 };
 
@@ -35,6 +38,8 @@ pub struct Options {
     pub root_namespace: String,
     /// What holds where no policy speaks.
     pub defaults: Defaults,
+    /// How paths are brought into one spelling.
+    pub paths: PathNormalization,
     /// Pass over documents of kinds that are not read here, instead of refusing them.
     pub ignore_other_kinds: bool,
 }
@@ -48,6 +53,7 @@ impl Options {
             namespace: "default".into(),
             root_namespace: "istio-system".into(),
             defaults: Defaults::STRICT,
+            paths: PathNormalization::default(),
             ignore_other_kinds: false,
         }
     }
@@ -80,6 +86,7 @@ impl Defaults {
 pub struct PolicySet {
     compiled: Compiled,
     defaults: Defaults,
+    paths: PathNormalization,
 }
 
 /// Policies that matched an access and have no say in it, by their names, in order.
@@ -119,9 +126,20 @@ impl PolicySet {
             set: Self {
                 compiled,
                 defaults: options.defaults,
+                paths: options.paths,
             },
             warnings,
         })
+    }
+
+    /// How paths are brought into one spelling before they are judged.
+    pub fn paths(&self) -> PathNormalization {
+        self.paths
+    }
+
+    /// Every rule of every policy, by its name.
+    pub fn rules(&self) -> impl Iterator<Item = RuleName> {
+        self.compiled.rules()
     }
 
     /// The Workload of this name.

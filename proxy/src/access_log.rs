@@ -134,7 +134,7 @@ impl Record {
             DecidedBy::Rule(origin) => Some(kind(origin.kind)),
             DecidedBy::NoMatch(of) => Some(kind(*of)),
             DecidedBy::Default => Some("default"),
-            DecidedBy::Unasked => None,
+            DecidedBy::Request | DecidedBy::Unasked => None,
         };
         if let DecidedBy::Rule(origin) = &decision.decided_by {
             self.policy = Some(origin.policy.to_string());

@@ -79,10 +79,7 @@ fn answer(set: &PolicySet, line: &[u8]) -> Result<Answer, (Value, String)> {
     })?;
     let id = query.id.clone();
     let parsed = query.parse(set).map_err(|error| (id.clone(), error))?;
-    let access = parsed.access();
-    let decision = set.decide(&access);
-    let reason = set.reason(&access, &decision);
-    Ok(Answer::of(id, &decision, reason, set.observed(&access)))
+    Ok(parsed.answer(id, set))
 }
 
 /// The longest line that is read.

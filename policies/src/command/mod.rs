@@ -1,9 +1,11 @@
 //! The command line: a file for each command.
 
+mod cases;
 mod check;
 mod decide;
 mod explain;
 mod query;
+mod test;
 
 use std::{
     io::Write as _,
@@ -15,6 +17,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use postern_policies::{
     Defaults, Diagnostic, Loaded, Options, PolicySet, SourceFile, decide::Verdict, files,
+    normalize::PathNormalization,
 };
 use postern_spiffe::TrustDomain;
 
@@ -34,6 +37,8 @@ enum Command {
     Decide(decide::Decide),
     /// Decides one access and tells which policies were looked at, and why
     Explain(Box<explain::Explain>),
+    /// Runs the cases in `*.test.yaml` files
+    Test(test::Test),
     /// Prints completions for a shell
     Completions {
         /// The shell
@@ -47,6 +52,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Decide(decide) => decide.run(),
         Command::Explain(explain) => explain.run(),
+        Command::Test(test) => test.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             let mut command = Arguments::command();
@@ -73,6 +79,10 @@ struct Reading {
     /// Another name of the trust domain; may be given more than once
     #[arg(long, value_name = "NAME", value_parser = TrustDomain::parse)]
     trust_domain_alias: Vec<TrustDomain>,
+
+    /// How paths are brought into one spelling: BASE, MERGE_SLASHES, DECODE_AND_MERGE_SLASHES
+    #[arg(long, value_name = "HOW", default_value = "BASE", value_parser = parse_paths)]
+    path_normalization: PathNormalization,
 
     /// The namespace whose Istio policies hold everywhere
     #[arg(long, value_name = "NS", default_value = "istio-system")]
@@ -110,6 +120,7 @@ impl Reading {
             root_namespace: self.root_namespace.clone(),
             defaults,
             ignore_other_kinds: self.ignore_other_kinds,
+            paths: self.path_normalization,
             ..Options::new(self.trust_domain.clone())
         }
     }
@@ -141,6 +152,11 @@ fn read<'p>(paths: impl Iterator<Item = &'p Path>) -> std::io::Result<Vec<Source
         }
     }
     Ok(all)
+}
+
+fn parse_paths(text: &str) -> Result<PathNormalization, String> {
+    PathNormalization::parse(text)
+        .ok_or_else(|| "write BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES".to_owned())
 }
 
 fn parse_defaults(text: &str) -> Result<Defaults, String> {

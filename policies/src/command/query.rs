@@ -9,13 +9,14 @@ use postern_policies::{
         PolicyKind, Protocol, Source, Stage, Token, Verdict,
     },
     model::workload::WorkloadName,
+    normalize::{self, PathNormalization, PathRefused},
 };
 use postern_spiffe::SpiffeId;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// A line of input. Any member may be null or absent, an unknown one is an error.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Query {
     pub(super) id: Value,
@@ -28,7 +29,7 @@ pub(super) struct Query {
     pub(super) sni: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct QuerySource {
     pub(super) identity: Option<String>,
@@ -37,7 +38,7 @@ pub(super) struct QuerySource {
     pub(super) labels: Option<BTreeMap<String, String>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct QueryDestination {
     pub(super) workload: Option<String>,
@@ -46,7 +47,7 @@ pub(super) struct QueryDestination {
     pub(super) protocol: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct QueryHttp {
     pub(super) method: Option<String>,
@@ -55,7 +56,7 @@ pub(super) struct QueryHttp {
     pub(super) headers: Option<BTreeMap<String, Vec<String>>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct QueryToken {
     pub(super) issuer: Option<String>,
@@ -81,6 +82,8 @@ pub(super) struct Parsed {
 struct ParsedHttp {
     method: String,
     path: String,
+    /// Why no proxy would take this path.
+    refused: Option<PathRefused>,
     host: Option<String>,
     headers: HeaderMap,
 }
@@ -154,7 +157,10 @@ impl Query {
             ip: destination.ip,
             port: destination.port.ok_or("`destination.port` is missing")?,
             protocol: protocol(destination.protocol.as_deref())?,
-            http: self.http.map(ParsedHttp::of).transpose()?,
+            http: self
+                .http
+                .map(|http| ParsedHttp::of(http, set.paths()))
+                .transpose()?,
             token: self.jwt.map(ParsedToken::of),
             sni: self.sni,
         })
@@ -162,10 +168,14 @@ impl Query {
 }
 
 impl ParsedHttp {
-    fn of(http: QueryHttp) -> Result<Self, String> {
-        let path = http.path.ok_or("`http.path` is missing")?;
-        // Query and fragment are no part of what is judged.
-        let path = path.split(['?', '#']).next().unwrap_or_default().to_owned();
+    fn of(http: QueryHttp, how: PathNormalization) -> Result<Self, String> {
+        let raw = http.path.ok_or("`http.path` is missing")?;
+        // The query is no part of what is judged.
+        let raw = raw.split('?').next().unwrap_or_default();
+        let (path, refused) = match normalize::path(raw, how) {
+            Ok(path) => (path.into_owned(), None),
+            Err(refused) => (raw.to_owned(), Some(refused)),
+        };
         let mut headers = HeaderMap::default();
         for (name, values) in http.headers.unwrap_or_default() {
             headers
@@ -177,6 +187,7 @@ impl ParsedHttp {
         Ok(Self {
             method: http.method.ok_or("`http.method` is missing")?,
             path,
+            refused,
             host: http.host,
             headers,
         })
@@ -184,6 +195,28 @@ impl ParsedHttp {
 }
 
 impl Parsed {
+    /// The whole answer.
+    pub(super) fn answer(&self, id: Value, set: &PolicySet) -> Answer {
+        let access = self.access();
+        let decision = set.decide(&access);
+        let refused = self.http.as_ref().and_then(|http| http.refused);
+        // Of what the connection's layers allow, a path without a single meaning goes no further.
+        let is_asked = matches!(
+            decision.stage,
+            Stage::RequestAuthentication | Stage::Authorization
+        );
+        if let (Some(refused), true) = (refused, is_asked) {
+            let decision = Decision {
+                verdict: Verdict::Deny,
+                stage: Stage::Authorization,
+                decided_by: DecidedBy::Request,
+            };
+            return Answer::of(id, &decision, refused.to_string(), Observed::default());
+        }
+        let reason = set.reason(&access, &decision);
+        Answer::of(id, &decision, reason, set.observed(&access))
+    }
+
     /// The access, as the engine takes it.
     pub(super) fn access(&self) -> Access<'_> {
         Access {
@@ -235,6 +268,34 @@ pub(super) struct Answer {
     dry_run: Vec<String>,
 }
 
+/// What an answer says, for a comparison.
+#[derive(Debug)]
+pub(super) struct Found<'a> {
+    pub(super) verdict: &'a str,
+    pub(super) stage: &'a str,
+    pub(super) policy: Option<&'a str>,
+    pub(super) kind: Option<&'a str>,
+    pub(super) line: Option<u32>,
+    pub(super) reason: &'a str,
+    pub(super) audit: &'a [String],
+    pub(super) dry_run: &'a [String],
+}
+
+impl<'a> Found<'a> {
+    pub(super) fn of(answer: &'a Answer) -> Self {
+        Self {
+            verdict: answer.verdict,
+            stage: answer.stage,
+            policy: answer.policy.as_deref(),
+            kind: answer.kind,
+            line: answer.line,
+            reason: &answer.reason,
+            audit: &answer.audit,
+            dry_run: &answer.dry_run,
+        }
+    }
+}
+
 impl Answer {
     pub(super) fn of(id: Value, decision: &Decision, reason: String, observed: Observed) -> Self {
         let origin = match &decision.decided_by {
@@ -250,7 +311,7 @@ impl Answer {
                 DecidedBy::Rule(origin) => Some(kind(origin.kind)),
                 DecidedBy::NoMatch(of) => Some(kind(*of)),
                 DecidedBy::Default => Some("default"),
-                DecidedBy::Unasked => None,
+                DecidedBy::Request | DecidedBy::Unasked => None,
             },
             rule: origin.and_then(|origin| origin.rule),
             file: origin.map(|origin| origin.file.display().to_string()),

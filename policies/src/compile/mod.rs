@@ -11,8 +11,8 @@ use std::{
 use postern_spiffe::SpiffeId;
 
 use crate::{
-    decide::{PolicyKind, RuleOrigin},
-    diagnostic::{Diagnostic, Problems},
+    decide::{PolicyKind, RuleName, RuleOrigin},
+    diagnostic::{Diagnostic, Place, Problems},
     model::{
         Documents, Meta, authorization_policy as authorization,
         labels::{self, Labels},
@@ -91,6 +91,35 @@ impl Compiled {
         indexes
             .iter()
             .filter_map(|&index| self.workloads.get(index))
+    }
+
+    /// Every rule of every policy that can match.
+    pub(crate) fn rules(&self) -> impl Iterator<Item = RuleName> {
+        let name = |kind, meta: &Meta, rule: u32, at: Place| RuleName {
+            kind,
+            policy: meta.full_name.clone(),
+            rule: Some(rule),
+            line: at.line,
+        };
+        let network = self.network.iter().flat_map(move |policy| {
+            let directions = [&policy.ingress, &policy.egress];
+            directions.into_iter().flatten().flat_map(move |rules| {
+                (0..).zip(rules).map(move |(place, rule)| {
+                    name(PolicyKind::NetworkPolicy, &policy.meta, place, rule.at)
+                })
+            })
+        });
+        let authorization = self.authorization.iter().flat_map(move |policy| {
+            (0..).zip(&policy.rules).map(move |(place, rule)| {
+                name(
+                    PolicyKind::AuthorizationPolicy,
+                    &policy.meta,
+                    place,
+                    rule.at,
+                )
+            })
+        });
+        network.chain(authorization)
     }
 
     /// The labels of a namespace. One without a document has its name alone.

@@ -1,6 +1,6 @@
 //! What is answered: a verdict, and what made it.
 
-use std::{path::Path, sync::Arc};
+use std::{fmt, path::Path, sync::Arc};
 
 /// The answer to one access. There is always one, and by default it is deny.
 ///
@@ -47,6 +47,8 @@ pub enum DecidedBy {
     NoMatch(PolicyKind),
     /// No policy had a say; the configured default decided.
     Default,
+    /// The request itself: its path has no single meaning, so it is refused before any policy.
+    Request,
     /// An access that no authorization policy was asked about, allowed by the layers before.
     Unasked,
 }
@@ -64,6 +66,40 @@ pub struct RuleOrigin {
     pub file: Arc<Path>,
     /// The line on which the rule begins, from 1.
     pub line: u32,
+}
+
+/// A rule by its name, without its place in a file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RuleName {
+    /// The kind of its policy.
+    pub kind: PolicyKind,
+    /// `namespace/name` of its policy.
+    pub policy: Arc<str>,
+    /// Its place in the policy's list, from 0.
+    pub rule: Option<u32>,
+    /// The line on which it begins, from 1.
+    pub line: u32,
+}
+
+impl From<&RuleOrigin> for RuleName {
+    fn from(origin: &RuleOrigin) -> Self {
+        Self {
+            kind: origin.kind,
+            policy: origin.policy.clone(),
+            rule: origin.rule,
+            line: origin.line,
+        }
+    }
+}
+
+impl fmt::Display for RuleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}", self.kind, self.policy)?;
+        match self.rule {
+            Some(rule) => write!(f, " rule {rule} (line {})", self.line),
+            None => write!(f, " (line {})", self.line),
+        }
+    }
 }
 
 /// The kinds of documents that decide.

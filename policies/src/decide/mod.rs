@@ -11,7 +11,7 @@ pub use access::{
 };
 pub use token::Token;
 
-pub use decision::{DecidedBy, Decision, PolicyKind, RuleOrigin, Stage, Verdict};
+pub use decision::{DecidedBy, Decision, PolicyKind, RuleName, RuleOrigin, Stage, Verdict};
 
 use crate::{
     compile::{Compiled, Entry, MtlsMode},

@@ -53,7 +53,7 @@ pub(crate) fn refused(question: &Question<'_>) -> Option<Decision> {
             )
         });
     }
-    asked.then(|| Decision {
+    asked.then_some(Decision {
         verdict: Verdict::Deny,
         stage: Stage::RequestAuthentication,
         decided_by: match wrong_audience {

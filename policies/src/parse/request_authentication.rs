@@ -80,7 +80,7 @@ fn keys(node: &Node, fields: &Fields<'_>, problems: &mut Problems<'_>) -> Option
         (Some(node), None) => {
             let text = fields::filled(node, "jwks", problems)?;
             let set: Option<serde_json::Value> = serde_json::from_str(text).ok();
-            if set.is_none_or(|set| !set["keys"].is_array()) {
+            if !set.is_some_and(|set| set.get("keys").is_some_and(serde_json::Value::is_array)) {
                 problems.error_with(
                     node.at,
                     "`jwks` is no JWK Set",

@@ -318,21 +318,31 @@ pub fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     (distance <= word.len().max(3) / 3).then_some(name)
 }
 
-/// Levenshtein's distance, without regard to case.
+/// How many letters must be changed, added, left out, or swapped with their neighbour, without
+/// regard to case.
 fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().take(NAME_LIMIT).collect();
+    let letters = |text: &str| -> Vec<char> {
+        let short = text.chars().take(NAME_LIMIT);
+        short.map(|c| c.to_ascii_lowercase()).collect()
+    };
+    let (left, right) = (letters(left), letters(right));
+    let mut above: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, l) in left.chars().take(NAME_LIMIT).enumerate() {
-        let mut diagonal = i;
-        let mut before = i + 1;
-        let mut next = vec![before];
-        for (r, above) in right.iter().zip(row.iter().skip(1)) {
-            let change = diagonal + usize::from(!l.eq_ignore_ascii_case(r));
-            before = change.min(before + 1).min(above + 1);
-            diagonal = *above;
-            next.push(before);
+    let mut before = None;
+    for (i, l) in left.iter().enumerate() {
+        let mut next = vec![i + 1];
+        for (j, r) in right.iter().enumerate() {
+            let at = |row: &[usize], place: usize| row.get(place).copied().unwrap_or(usize::MAX);
+            let change = at(&row, j) + usize::from(l != r);
+            let mut least = change.min(at(&row, j + 1) + 1).min(at(&next, j) + 1);
+            let swapped = j > 0 && before == Some(r) && right.get(j - 1) == Some(l);
+            if swapped {
+                least = least.min(at(&above, j - 1).saturating_add(1));
+            }
+            next.push(least);
         }
-        row = next;
+        before = Some(l);
+        above = std::mem::replace(&mut row, next);
     }
     row.last().copied().unwrap_or_default()
 }

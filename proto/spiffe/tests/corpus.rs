@@ -1,5 +1,7 @@
 //! The corpus of the fuzz targets, as ordinary tests: what was found once is never lost.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{fs, path::Path};
 
 #[path = "../fuzz/properties.rs"]

@@ -12,6 +12,8 @@ pub(crate) struct NetworkPolicy {
     /// The rules of a direction that the policy isolates; `None` where it does not.
     pub(crate) ingress: Option<Vec<Rule>>,
     pub(crate) egress: Option<Vec<Rule>>,
+    /// `policyTypes` was not written.
+    pub(crate) types_implied: bool,
 }
 
 #[derive(Debug, Clone)]

@@ -38,6 +38,7 @@ pub(crate) fn read(
         pods: pods?,
         ingress: isolates_ingress.then_some(ingress),
         egress: isolates_egress.then_some(egress),
+        types_implied: spec.get("policyTypes").is_none(),
     })
 }
 

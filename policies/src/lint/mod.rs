@@ -1,5 +1,7 @@
 //! Legal, but probably not what was meant.
 
+mod traps;
+
 use crate::{
     diagnostic::{Diagnostic, Place, Severity},
     model::{
@@ -28,6 +30,8 @@ pub(crate) fn lint(documents: &Documents, options: &Options) -> Vec<Diagnostic> 
             keys_over_http(&policy.meta, rule, &mut warnings);
         }
     }
+    traps::look(documents, options, &mut warnings);
+    traps::shared_identities(documents, &mut warnings);
     if !documents.workloads.is_empty() {
         selects_nobody(documents, options, &mut warnings);
     }

@@ -1,0 +1,113 @@
+//! The corpus of cases, and the examples, by the command that users have for their own.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+fn policy(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_postern-policy"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn passes(arguments: &[&str], said: &str) {
+    let output = policy(arguments);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains(said), "`{said}` in {text}");
+}
+
+#[test]
+fn every_case_of_the_corpus_comes_out_as_it_says() {
+    passes(&["test", "cases"], " 0 failed");
+}
+
+#[test]
+fn the_corpus_has_many_cases_and_most_of_them_are_refusals() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases");
+    let (mut grants, mut refusals) = (0, 0);
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+        for line in text.lines().filter(|line| line.starts_with("  - {because")) {
+            match line.contains("expect: \"allow\"") {
+                true => grants += 1,
+                false => refusals += 1,
+            }
+        }
+    }
+    assert!(
+        grants + refusals >= 600 && refusals > grants,
+        "{grants} and {refusals}"
+    );
+}
+
+#[test]
+fn the_examples_say_what_their_cases_expect() {
+    passes(&["test", "examples"], "12 cases passed, 0 failed");
+}
+
+#[test]
+fn a_case_that_is_wrong_fails_and_says_what_came_instead() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.test.yaml");
+    let text =
+        "documents: ''\nask: {port: 1}\ncases:\n  - {because: it is not so, expect: allow}\n";
+    std::fs::write(&file, text).unwrap();
+    let output = policy(&["test", folder.path().to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said.contains("a.test.yaml:4") && said.contains("it is not so"),
+        "{said}"
+    );
+    assert!(
+        said.contains("the verdict is `deny` and not `allow`"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_file_of_cases_with_a_slip_is_refused_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.test.yaml");
+    std::fs::write(
+        &file,
+        "documents: ''\ncases:\n  - {becuase: x, expect: allow}\n",
+    )
+    .unwrap();
+    let output = policy(&["test", file.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said.contains("a.test.yaml:3:6") && said.contains("did you mean `because`?"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_rule_that_no_case_exercises_is_named_and_can_be_made_to_fail() {
+    let folder = tempfile::tempdir().unwrap();
+    let policies = "apiVersion: postern.dev/v1\nkind: Workload\nmetadata: {name: web}\n\
+                    spec: {serviceAccount: web}\n---\n\
+                    apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n\
+                    metadata: {name: p}\nspec:\n  rules:\n    \
+                    - to: [{operation: {methods: [GET]}}]\n    \
+                    - to: [{operation: {methods: [PUT]}}]\n";
+    std::fs::write(folder.path().join("p.yaml"), policies).unwrap();
+    let cases = "options: {defaults: 'network=allow,authorization=deny'}\n\
+                 cases:\n  - {because: read, ask: {to: default/web, port: 1, method: GET}, expect: allow}\n";
+    std::fs::write(folder.path().join("p.test.yaml"), cases).unwrap();
+    let path = folder.path().to_str().unwrap();
+    passes(&["test", path], "1 of 2 rules exercised");
+    passes(&["test", path], "default/p rule 1 (line 12)");
+    assert_eq!(
+        policy(&["test", "--require-coverage", path]).status.code(),
+        Some(1)
+    );
+}

@@ -3,7 +3,12 @@
 //! The evaluator shares no code with the engine: it walks over everything for every question, and
 //! is to be read beside the standards' own words.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -93,12 +98,15 @@ struct Authorization {
     rules: Vec<Rule>,
 }
 
+/// Namespace and app; nothing in the place of the first is the policy's own, of the second any.
+type PeerOf = (Option<&'static str>, Option<&'static str>);
+
 #[derive(Clone)]
 struct Network {
     namespace: &'static str,
     app: Option<&'static str>,
-    /// Peers as (namespace, app), each of which may be anything; ports.
-    rules: Vec<(Vec<(Option<&'static str>, Option<&'static str>)>, Vec<u16>)>,
+    /// Peers and ports; none are any.
+    rules: Vec<(Vec<PeerOf>, Vec<u16>)>,
 }
 
 #[derive(Clone)]

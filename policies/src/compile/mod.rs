@@ -159,6 +159,11 @@ pub(crate) fn compile(
         requests: request_authentications,
         authorization: authorization_policies,
     };
+    let near = Near {
+        network: by_namespace(compiled.network.iter().map(|one| &one.meta)),
+        requests: by_namespace(compiled.requests.iter().map(|one| &one.meta)),
+        authorization: by_namespace(compiled.authorization.iter().map(|one| &one.meta)),
+    };
     for namespace in namespaces {
         compiled
             .namespaces
@@ -182,63 +187,97 @@ pub(crate) fn compile(
             .entry(workload.spiffe_id.clone())
             .or_default()
             .push(index);
-        let entry = entry(workload, &compiled, &peer_authentications, options);
+        let entry = entry(workload, &compiled, &near, &peer_authentications, options);
         compiled.workloads.push(entry);
     }
     compiled
+}
+
+/// The places of policies by their namespace, so that each Workload looks at its own alone.
+struct Near {
+    network: HashMap<String, Vec<usize>>,
+    requests: HashMap<String, Vec<usize>>,
+    authorization: HashMap<String, Vec<usize>>,
+}
+
+fn by_namespace<'m>(metas: impl Iterator<Item = &'m Meta>) -> HashMap<String, Vec<usize>> {
+    let mut places: HashMap<String, Vec<usize>> = HashMap::new();
+    for (place, meta) in metas.enumerate() {
+        places
+            .entry(meta.namespace.clone())
+            .or_default()
+            .push(place);
+    }
+    places
 }
 
 /// What concerns one Workload.
 fn entry(
     workload: Workload,
     compiled: &Compiled,
+    near: &Near,
     peers: &[peer::PeerAuthentication],
     options: &Options,
 ) -> Entry {
     let namespace = &*workload.name.namespace;
-    let selected = |policy: &network::NetworkPolicy| {
-        policy.meta.namespace == namespace && policy.pods.matches(&workload.labels)
+    let home = [namespace];
+    let home_and_root = [namespace, options.root_namespace.as_str()];
+    let home_and_root = match namespace == options.root_namespace {
+        true => home.as_slice(),
+        false => home_and_root.as_slice(),
     };
     let network = |isolates: fn(&network::NetworkPolicy) -> bool| {
-        places(&compiled.network, |policy| {
-            isolates(policy) && selected(policy)
+        places(&compiled.network, &near.network, &home, |policy| {
+            isolates(policy) && policy.pods.matches(&workload.labels)
         })
     };
-    let concerns = |meta: &Meta, selector: &Labels| {
-        let at_home = meta.namespace == namespace;
-        let at_root = meta.namespace == options.root_namespace;
-        (at_home || at_root) && labels::contains(&workload.labels, selector)
-    };
-    let applies =
-        |policy: &authorization::AuthorizationPolicy| concerns(&policy.meta, &policy.selector);
-    let authorization = |action: authorization::Action| {
-        places(&compiled.authorization, |policy| {
-            !policy.dry_run && policy.action == action && applies(policy)
+    let selects = |selector: &Labels| labels::contains(&workload.labels, selector);
+    let authorization = |wanted: &dyn Fn(&authorization::AuthorizationPolicy) -> bool| {
+        let all = &compiled.authorization;
+        places(all, &near.authorization, home_and_root, |policy| {
+            wanted(policy) && selects(&policy.selector)
         })
+    };
+    let with_a_say = |action: authorization::Action| {
+        authorization(&|policy| !policy.dry_run && policy.action == action)
     };
     Entry {
         ingress: network(|policy| policy.ingress.is_some()),
         egress: network(|policy| policy.egress.is_some()),
-        requests: places(&compiled.requests, |policy| {
-            concerns(&policy.meta, &policy.selector)
-        }),
-        custom: authorization(authorization::Action::Custom),
-        deny: authorization(authorization::Action::Deny),
-        allow: authorization(authorization::Action::Allow),
-        silent: places(&compiled.authorization, |policy| {
-            (policy.dry_run || policy.action == authorization::Action::Audit) && applies(policy)
+        requests: places(
+            &compiled.requests,
+            &near.requests,
+            home_and_root,
+            |policy| selects(&policy.selector),
+        ),
+        custom: with_a_say(authorization::Action::Custom),
+        deny: with_a_say(authorization::Action::Deny),
+        allow: with_a_say(authorization::Action::Allow),
+        silent: authorization(&|policy| {
+            policy.dry_run || policy.action == authorization::Action::Audit
         }),
         mtls: mtls(&workload, peers, options),
         workload,
     }
 }
 
-fn places<T>(all: &[T], wanted: impl Fn(&T) -> bool) -> Vec<usize> {
-    all.iter()
-        .enumerate()
-        .filter(|(_, one)| wanted(one))
-        .map(|(place, _)| place)
-        .collect()
+/// The places of what is wanted in these namespaces, in order.
+fn places<T>(
+    all: &[T],
+    near: &HashMap<String, Vec<usize>>,
+    namespaces: &[&str],
+    wanted: impl Fn(&T) -> bool,
+) -> Vec<usize> {
+    let mut found: Vec<usize> = namespaces
+        .iter()
+        .filter_map(|namespace| near.get(*namespace))
+        .flatten()
+        .copied()
+        .filter(|&place| all.get(place).is_some_and(&wanted))
+        .collect();
+    // All are in the order of their names, whatever namespace they are of.
+    found.sort_unstable();
+    found
 }
 
 /// Port, workload, namespace, mesh: the narrowest scope that says something holds. In each scope

@@ -10,6 +10,8 @@ pub mod model;
 
 mod parse;
 
+mod callers;
+
 mod compile;
 
 pub mod decide;
@@ -28,6 +30,7 @@ pub mod normalize;
 
 pub mod yaml;
 
+pub use callers::Caller;
 pub use compile::MtlsMode;
 pub use decide::RuleName;
 pub use diagnostic::{Diagnostic, Severity};

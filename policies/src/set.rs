@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use postern_spiffe::{SpiffeId, TrustDomain};
 
 use crate::{
+    callers::{self, Caller},
     compile::{self, Compiled, MtlsMode},
     decide::{
         Access, Decision, Direction, Question, RuleName, RuleOrigin, Verdict, authorization, token,
@@ -201,6 +202,11 @@ impl PolicySet {
             Direction::Inbound => authorization::observed(&self.question(access)),
             Direction::Outbound => Observed::default(),
         }
+    }
+
+    /// Everybody whom the policies of a Workload can tell apart, each by one example.
+    pub fn callers(&self, destination: &WorkloadName) -> Vec<Caller> {
+        callers::of(&self.compiled, destination)
     }
 
     /// Whether any policy speaks of the tokens of requests.

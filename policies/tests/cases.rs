@@ -111,3 +111,79 @@ fn a_rule_that_no_case_exercises_is_named_and_can_be_made_to_fail() {
         Some(1)
     );
 }
+
+/// What `who-can` tells under an AuthorizationPolicy with this spec.
+fn who_can(spec: &str) -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!(
+        "{{apiVersion: postern.dev/v1, kind: Workload, metadata: {{name: web}}, spec: {{serviceAccount: web}}}}\n---\n\
+         {{apiVersion: postern.dev/v1, kind: Workload, metadata: {{name: app}}, spec: {{serviceAccount: app}}}}\n---\n\
+         {{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: p}}, spec: {spec}}}\n"
+    );
+    std::fs::write(folder.path().join("p.yaml"), text).unwrap();
+    let output = policy(&[
+        "who-can",
+        "--policies",
+        folder.path().to_str().unwrap(),
+        "--defaults",
+        "network=allow,authorization=deny",
+        "--to",
+        "default/web",
+        "--port",
+        "80",
+        "--path",
+        "/a",
+    ]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(
+        output.status.code(),
+        Some(i32::from(text == "nobody\n")),
+        "{text}"
+    );
+    text.lines()
+        .filter(|line| !line.starts_with(' '))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn who_can_names_everybody_whom_the_policies_let_in() {
+    let app = "allow spiffe://cluster.local/ns/default/sa/app (default/app)";
+    let own = "allow spiffe://cluster.local/ns/default/sa/web (default/web)";
+    let plain = "allow plaintext, without an identity (anybody)";
+    assert_eq!(who_can("{}"), ["nobody"]);
+    assert_eq!(
+        who_can("{rules: [{from: [{source: {serviceAccounts: [app]}}]}]}").first(),
+        Some(&app.to_owned())
+    );
+    assert_eq!(
+        who_can("{rules: [{from: [{source: {principals: ['cluster.local/ns/default/sa/app']}}]}]}"),
+        [app]
+    );
+    // Somebody who is no Workload, and fits.
+    let strangers =
+        who_can("{rules: [{from: [{source: {principals: ['cluster.local/ns/other/*']}}]}]}");
+    assert!(!strangers.is_empty());
+    assert!(strangers.iter().all(|line| {
+        line.starts_with("allow spiffe://cluster.local/ns/other/")
+            && line.ends_with("(no Workload)")
+    }));
+    // A negative match lets plaintext in, which nobody expects.
+    let all = who_can(
+        "{rules: [{from: [{source: {notPrincipals: ['cluster.local/ns/default/sa/app']}}]}]}",
+    );
+    assert!(all.contains(&own.to_owned()) && all.contains(&plain.to_owned()));
+    assert!(!all.contains(&app.to_owned()));
+    // By address: an example of the range, and not the one outside.
+    let by_address = who_can("{rules: [{from: [{source: {ipBlocks: ['10.0.0.0/8']}}]}]}");
+    assert!(
+        by_address
+            .iter()
+            .all(|line| line.contains(" from 10.0.0.0 "))
+    );
+    assert!(
+        by_address
+            .iter()
+            .any(|line| line.starts_with("allow plaintext"))
+    );
+}

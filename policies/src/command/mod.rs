@@ -6,6 +6,7 @@ mod decide;
 mod explain;
 mod query;
 mod test;
+mod who_can;
 
 use std::{
     io::Write as _,
@@ -39,6 +40,8 @@ enum Command {
     Explain(Box<explain::Explain>),
     /// Runs the cases in `*.test.yaml` files
     Test(test::Test),
+    /// Tells which identities may do something, and by which line
+    WhoCan(Box<who_can::WhoCan>),
     /// Prints completions for a shell
     Completions {
         /// The shell
@@ -53,6 +56,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Decide(decide) => decide.run(),
         Command::Explain(explain) => explain.run(),
         Command::Test(test) => test.run(),
+        Command::WhoCan(who_can) => who_can.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             let mut command = Arguments::command();
@@ -199,6 +203,8 @@ Examples:
   postern-policy explain --policies policies/ --workloads workloads/ \\
       --from spiffe://example.org/workload/frontend --to production/web \\
       --port 8080 --method GET --path /api/v1/orders
+  postern-policy who-can --policies policies/ --to production/web --port 8080 --path /admin
+  postern-policy test policies/
   postern-policy decide --policies policies/ --workloads workloads/ < accesses.jsonl
 
 Exit codes: 0 yes, 1 no, 2 wrong use, 64 policies that do not compile";

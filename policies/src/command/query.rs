@@ -323,6 +323,13 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// `file:line` of what decided.
+    pub(super) fn place(&self) -> Option<String> {
+        Some(format!("{}:{}", self.file.as_ref()?, self.line?))
+    }
+}
+
 fn names(names: Vec<Arc<str>>) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }
@@ -352,7 +359,7 @@ pub(super) fn kind(kind: PolicyKind) -> &'static str {
     }
 }
 
-fn workload_name(text: &str, set: &PolicySet) -> Result<WorkloadName, String> {
+pub(super) fn workload_name(text: &str, set: &PolicySet) -> Result<WorkloadName, String> {
     let (namespace, name) = text
         .split_once('/')
         .ok_or_else(|| format!("`destination.workload` is `{text}`, write `namespace/name`"))?;

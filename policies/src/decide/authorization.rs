@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::{DecidedBy, Decision, Peer, PolicyKind, Question, Stage, Verdict, token};
 use crate::{
-    compile::origin,
+    compile::{Compiled, origin},
     model::{
         authorization_policy::{Action, AuthorizationPolicy, Field, FieldMatch, Rule},
         pattern::Pattern,
@@ -278,7 +278,15 @@ pub(crate) fn policies<'a>(
     question: &Question<'a>,
     places: &'a [usize],
 ) -> impl Iterator<Item = &'a AuthorizationPolicy> {
+    at(question.compiled, places)
+}
+
+/// The policies of a compiled set at these places.
+pub(crate) fn at<'a>(
+    compiled: &'a Compiled,
+    places: &'a [usize],
+) -> impl Iterator<Item = &'a AuthorizationPolicy> {
     places
         .iter()
-        .filter_map(|&place| question.compiled.authorization.get(place))
+        .filter_map(|&place| compiled.authorization.get(place))
 }

@@ -54,6 +54,24 @@ pub struct Entry {
 /// # Errors
 /// The first place that is not YAML, or that breaks a limit, and why.
 pub fn read(text: &str) -> Result<Vec<Node>, (Place, String)> {
+    let brackets = text.bytes().filter(|byte| matches!(byte, b'[' | b'{'));
+    if brackets.take(MAX_DEPTH + 1).count() <= MAX_DEPTH {
+        return read_here(text);
+    }
+    // The library goes deeper than our limit before it looks at it, and a small stack is not enough
+    // for that.
+    let first = Place { line: 1, column: 1 };
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, || read_here(text))
+            .map_err(|error| (first, format!("cannot start a thread to read it: {error}")))?
+            .join()
+            .unwrap_or_else(|_| Err((first, "the YAML reader failed".to_owned())))
+    })
+}
+
+fn read_here(text: &str) -> Result<Vec<Node>, (Place, String)> {
     let documents: Vec<Node> =
         serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| {
             let place = error
@@ -204,5 +222,9 @@ const MAX_DOCUMENTS: usize = 50_000;
 /// Values in one stream, aliases counted as often as they are used.
 const MAX_NODES: usize = 4_000_000;
 
-/// How deep lists and maps may lie in each other.
-const MAX_DEPTH: usize = 64;
+/// What the library needs for the 255 levels at which it stops by itself, several times over.
+const STACK_BYTES: usize = 32 << 20;
+
+/// How deep lists and maps may lie in each other. Kubernetes' own documents go to about fifteen; each
+/// level takes some ten kilobytes of a stack that may have no more than two megabytes.
+const MAX_DEPTH: usize = 32;

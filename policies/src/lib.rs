@@ -20,6 +20,8 @@ mod explain;
 
 mod lint;
 
+mod requests;
+
 mod set;
 
 pub mod diagnostic;
@@ -35,4 +37,5 @@ pub use compile::MtlsMode;
 pub use decide::RuleName;
 pub use diagnostic::{Diagnostic, Severity};
 pub use explain::{Considered, Explanation};
+pub use requests::Requests;
 pub use set::{Defaults, Loaded, Observed, Options, PolicySet, SourceFile};

@@ -15,6 +15,7 @@ use crate::{
     model::workload::{Workload, WorkloadName},
     normalize::PathNormalization,
     parse,
+    requests::{self, Requests},
 };
 
 /// One file of documents, as read by the caller: the engine itself opens nothing.
@@ -207,6 +208,11 @@ impl PolicySet {
     /// Everybody whom the policies of a Workload can tell apart, each by one example.
     pub fn callers(&self, destination: &WorkloadName) -> Vec<Caller> {
         callers::of(&self.compiled, destination)
+    }
+
+    /// What the policies of a Workload can tell apart in requests.
+    pub fn requests(&self, destination: &WorkloadName) -> Requests {
+        requests::of(&self.compiled, destination)
     }
 
     /// Whether any policy speaks of the tokens of requests.

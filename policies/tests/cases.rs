@@ -187,3 +187,66 @@ fn who_can_names_everybody_whom_the_policies_let_in() {
             .any(|line| line.starts_with("allow plaintext"))
     );
 }
+
+/// What `diff` tells of two AuthorizationPolicies, and its exit code.
+fn diff(old: &str, new: &str) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, spec: &str| {
+        let text = format!(
+            "{{apiVersion: postern.dev/v1, kind: Workload, metadata: {{name: web}}, spec: {{serviceAccount: web}}}}\n---\n\
+             {{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: p}}, spec: {spec}}}\n"
+        );
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (old, new) = (file("old.yaml", old), file("new.yaml", new));
+    let defaults = "network=allow,authorization=deny";
+    let output = policy(&["diff", &old, &new, "--defaults", defaults]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output.status.code(), text)
+}
+
+#[test]
+fn diff_tells_what_is_decided_differently_with_an_example() {
+    let get = "{rules: [{to: [{operation: {methods: [GET], paths: ['/api/*']}}]}]}";
+    assert_eq!(
+        diff(get, get),
+        (Some(0), "0 changes at 1 Workloads\n".into())
+    );
+    // Written otherwise, and the same.
+    let same = "{rules: [{to: [{operation: {paths: ['/api/*'], methods: [GET]}}]}, \
+                {to: [{operation: {paths: ['/api/v1/*'], methods: [GET]}}]}]}";
+    assert_eq!(diff(get, same).0, Some(0));
+    let more = "{rules: [{to: [{operation: {methods: [GET, PUT], paths: ['/api/*']}}]}]}";
+    let (code, said) = diff(get, more);
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("now allowed spiffe://cluster.local/ns/default/sa/web"),
+        "{said}"
+    );
+    assert!(said.contains(" PUT http://other.invalid/api/"), "{said}");
+    assert!(!said.contains("now denied"), "{said}");
+    let (_, said) = diff(more, get);
+    assert!(
+        said.contains("now denied") && !said.contains("now allowed"),
+        "{said}"
+    );
+    // An exception within a prefix is found, though neither pattern alone tells it.
+    let except =
+        "{rules: [{to: [{operation: {methods: [GET], paths: ['/api/*'], notPaths: ['*.key']}}]}]}";
+    assert!(
+        diff(get, except).1.contains(".key"),
+        "{:?}",
+        diff(get, except)
+    );
+    // A path by template, and everybody without an identity.
+    let template = "{rules: [{to: [{operation: {paths: ['/users/{*}/orders']}}]}]}";
+    assert!(diff("{}", template).1.contains("/users/x/orders"));
+    let mtls = "{rules: [{from: [{source: {principals: ['*']}}]}]}";
+    assert!(
+        diff("{rules: [{}]}", mtls)
+            .1
+            .contains("now denied plaintext")
+    );
+}

@@ -3,6 +3,7 @@
 mod cases;
 mod check;
 mod decide;
+mod diff;
 mod explain;
 mod query;
 mod test;
@@ -40,6 +41,8 @@ enum Command {
     Explain(Box<explain::Explain>),
     /// Runs the cases in `*.test.yaml` files
     Test(test::Test),
+    /// Tells which accesses are decided differently by two sets of policies
+    Diff(Box<diff::Diff>),
     /// Tells which identities may do something, and by which line
     WhoCan(Box<who_can::WhoCan>),
     /// Prints completions for a shell
@@ -56,6 +59,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Decide(decide) => decide.run(),
         Command::Explain(explain) => explain.run(),
         Command::Test(test) => test.run(),
+        Command::Diff(diff) => diff.run(),
         Command::WhoCan(who_can) => who_can.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -204,6 +208,7 @@ Examples:
       --from spiffe://example.org/workload/frontend --to production/web \\
       --port 8080 --method GET --path /api/v1/orders
   postern-policy who-can --policies policies/ --to production/web --port 8080 --path /admin
+  postern-policy diff old/ new/ --workloads workloads/
   postern-policy test policies/
   postern-policy decide --policies policies/ --workloads workloads/ < accesses.jsonl
 

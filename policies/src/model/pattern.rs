@@ -183,6 +183,15 @@ impl PathTemplate {
         })
     }
 
+    /// A path that matches.
+    pub(crate) fn example(&self) -> String {
+        let head = self.head.iter().map(|part| match part {
+            Part::Literal(text) => text.as_str(),
+            Part::Segment => "x",
+        });
+        head.chain(self.tail.as_deref()).collect()
+    }
+
     /// The whole path must match.
     fn matches(&self, path: &[u8]) -> bool {
         let Some(rest) = self.head.iter().try_fold(path, take) else {

@@ -250,3 +250,79 @@ fn diff_tells_what_is_decided_differently_with_an_example() {
             .contains("now denied plaintext")
     );
 }
+
+#[test]
+fn what_was_seen_becomes_policies_that_allow_it_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let workload = |name: &str| {
+        format!(
+            "{{apiVersion: postern.dev/v1, kind: Workload, metadata: {{name: {name}, labels: {{app: {name}}}}}, \
+             spec: {{serviceAccount: {name}}}}}\n---\n"
+        )
+    };
+    let workloads = file("w.yaml", &["web", "app", "other"].map(workload).concat());
+    let line = |verdict: &str, from: &str, method: &str, path: &str| {
+        format!(
+            "{{\"direction\":\"inbound\",\"verdict\":\"{verdict}\",\
+             \"src.identity\":\"spiffe://cluster.local/ns/default/sa/{from}\",\
+             \"dst.addr\":\"10.0.0.2:8080\",\"dst.workload\":\"default/web\",\
+             \"method\":\"{method}\",\"path\":\"{path}\"}}\n"
+        )
+    };
+    let log = [
+        line("allow", "app", "GET", "/users/1/orders"),
+        line("allow", "app", "GET", "/users/23/orders"),
+        line("allow", "app", "PUT", "/users/7"),
+        line("deny", "other", "GET", "/admin"),
+        "no JSON\n".to_owned(),
+    ];
+    let log = file("access.log", &log.concat());
+    let learnt = policy(&["learn", &log, "--workloads", &workloads]);
+    let error = String::from_utf8_lossy(&learnt.stderr).into_owned();
+    assert!(learnt.status.success(), "{error}");
+    assert!(
+        error.contains("5 lines, 2 passed over, 3 different accesses"),
+        "{error}"
+    );
+    let yaml = String::from_utf8_lossy(&learnt.stdout).into_owned();
+    assert!(yaml.contains("/users/{*}/orders"), "{yaml}");
+    let policies = file("learnt.yaml", &yaml);
+    let decide = |from: &str, method: &str, path: &str| {
+        let from = format!("spiffe://cluster.local/ns/default/sa/{from}");
+        policy(&[
+            "explain",
+            "--policies",
+            &policies,
+            "--workloads",
+            &workloads,
+            "--from",
+            &from,
+            "--to",
+            "default/web",
+            "--port",
+            "8080",
+            "--method",
+            method,
+            "--path",
+            path,
+        ])
+        .status
+        .code()
+    };
+    assert_eq!(decide("app", "GET", "/users/99/orders"), Some(0));
+    assert_eq!(decide("app", "PUT", "/users/7"), Some(0));
+    assert_eq!(decide("app", "PUT", "/users/7/orders"), Some(1));
+    assert_eq!(decide("app", "DELETE", "/users/7"), Some(1));
+    assert_eq!(decide("app", "GET", "/admin"), Some(1));
+    assert_eq!(decide("other", "GET", "/users/1/orders"), Some(1));
+    // Who is no Workload cannot be selected: told, and not left out in silence.
+    let stranger = file("s.log", &line("allow", "nobody", "GET", "/"));
+    let refused = policy(&["learn", &stranger, "--workloads", &workloads]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is no known Workload"));
+}

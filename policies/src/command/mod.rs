@@ -5,6 +5,7 @@ mod check;
 mod decide;
 mod diff;
 mod explain;
+mod learn;
 mod query;
 mod test;
 mod who_can;
@@ -43,6 +44,8 @@ enum Command {
     Test(test::Test),
     /// Tells which accesses are decided differently by two sets of policies
     Diff(Box<diff::Diff>),
+    /// Turns an access log into the least policies that allow what it shows
+    Learn(Box<learn::Learn>),
     /// Tells which identities may do something, and by which line
     WhoCan(Box<who_can::WhoCan>),
     /// Prints completions for a shell
@@ -60,6 +63,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Explain(explain) => explain.run(),
         Command::Test(test) => test.run(),
         Command::Diff(diff) => diff.run(),
+        Command::Learn(learn) => learn.run(),
         Command::WhoCan(who_can) => who_can.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -209,6 +213,7 @@ Examples:
       --port 8080 --method GET --path /api/v1/orders
   postern-policy who-can --policies policies/ --to production/web --port 8080 --path /admin
   postern-policy diff old/ new/ --workloads workloads/
+  postern-policy learn access.log --workloads workloads/ > learnt.yaml
   postern-policy test policies/
   postern-policy decide --policies policies/ --workloads workloads/ < accesses.jsonl
 

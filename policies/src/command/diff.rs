@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use postern_policies::{
-    Caller, Defaults, PolicySet,
+    Caller, Defaults, PolicySet, Requests,
     decide::{
         Access, Destination, Direction, HttpRequest, NoHeaders, Peer, Protocol, Source, Verdict,
     },
@@ -106,44 +106,16 @@ impl Diff {
             old.callers(to).into_iter().chain(new.callers(to)).collect();
         let requests = old.requests(to).union(new.requests(to));
         let mut changes: Vec<Change<'_>> = Vec::new();
-        let ask = |question: Question<'_>| -> Option<(Verdict, String)> {
+        let ask = |question: &Question<'_>| -> Option<(Verdict, String)> {
             question.with(|access| {
                 let (before, after) = (old.decide(access), new.decide(access));
                 (before.verdict != after.verdict)
                     .then(|| (after.verdict, new.reason(access, &after)))
             })
         };
-        for caller in &callers {
-            for &port in &requests.ports {
-                for &protocol in &requests.protocols {
-                    let question = Question {
-                        caller,
-                        to,
-                        port,
-                        protocol,
-                        http: None,
-                    };
-                    let mut all = vec![question.clone()];
-                    if protocol == Protocol::Tcp {
-                        for method in &requests.methods {
-                            for path in &requests.paths {
-                                for host in &requests.hosts {
-                                    let http =
-                                        Some((method.as_str(), path.as_str(), host.as_str()));
-                                    all.push(Question {
-                                        http,
-                                        ..question.clone()
-                                    });
-                                }
-                            }
-                        }
-                    }
-                    for question in all {
-                        if let Some((now, reason)) = ask(question.clone()) {
-                            note(&mut changes, question, now, reason);
-                        }
-                    }
-                }
+        for question in questions(to, &callers, &requests) {
+            if let Some((now, reason)) = ask(&question) {
+                note(&mut changes, question, now, reason);
             }
         }
         for change in &changes {
@@ -154,6 +126,41 @@ impl Diff {
         }
         changes.len()
     }
+}
+
+/// Each caller with each kind of request: opaque first, then HTTP.
+fn questions<'a>(
+    to: &'a WorkloadName,
+    callers: &'a BTreeSet<Caller>,
+    requests: &'a Requests,
+) -> impl Iterator<Item = Question<'a>> {
+    // Opaque, and each kind of request.
+    let mut spoken = vec![None];
+    for method in &requests.methods {
+        for path in &requests.paths {
+            let hosts = requests.hosts.iter();
+            spoken.extend(hosts.map(|host| Some((method.as_str(), path.as_str(), host.as_str()))));
+        }
+    }
+    let mut ways = Vec::new();
+    for &port in &requests.ports {
+        for &protocol in &requests.protocols {
+            let fits = spoken
+                .iter()
+                .filter(|http| http.is_none() || protocol == Protocol::Tcp);
+            ways.extend(fits.map(|http| (port, protocol, *http)));
+        }
+    }
+    callers.iter().flat_map(move |caller| {
+        let asked = ways.clone().into_iter();
+        asked.map(move |(port, protocol, http)| Question {
+            caller,
+            to,
+            port,
+            protocol,
+            http,
+        })
+    })
 }
 
 /// One line for all questions of a caller and kind of traffic that changed for one reason.

@@ -326,3 +326,46 @@ fn what_was_seen_becomes_policies_that_allow_it_and_nothing_else() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("is no known Workload"));
 }
+
+#[test]
+fn explain_tells_programs_what_was_looked_at() {
+    let examples = ["examples/seed", "examples/demo", "examples/workloads"];
+    let mut arguments = vec!["explain", "--json", "-n", "production"];
+    for folder in &examples {
+        arguments.extend(["--policies", folder]);
+    }
+    arguments.extend(["--trust-domain", "example.org", "--port", "8080"]);
+    arguments.extend(["--from", "spiffe://example.org/workload/frontend", "--to"]);
+    arguments.extend([
+        "production/web",
+        "--method",
+        "DELETE",
+        "--path",
+        "/api/v1/x",
+    ]);
+    arguments.extend(["--header", "x-a: b", "--sni", "web"]);
+    let output = policy(&arguments);
+    assert_eq!(output.status.code(), Some(1));
+    let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let get = |pointer: &str| said.pointer(pointer).cloned().unwrap_or_default();
+    assert_eq!(get("/answer/verdict"), "deny");
+    assert_eq!(get("/answer/kind"), "AuthorizationPolicy");
+    let considered = get("/considered");
+    let missed = considered
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|one| {
+            one.get("policy")
+                .is_some_and(|name| name == "production/web-authorization")
+        })
+        .unwrap();
+    assert_eq!(missed.get("matched"), Some(&false.into()));
+    let why = missed.get("why").unwrap().as_str().unwrap();
+    assert!(
+        why.contains("matched all but the method: `DELETE` is not in `GET`"),
+        "{why}"
+    );
+    arguments.extend(["--header", "no colon"]);
+    assert_eq!(policy(&arguments).status.code(), Some(2));
+}

@@ -1,14 +1,15 @@
 //! `explain`: one access, for people.
 
-use std::{net::IpAddr, process::ExitCode};
+use std::{collections::BTreeMap, net::IpAddr, process::ExitCode};
 
 use anstyle::{AnsiColor, Style};
 use clap::Args;
-use postern_policies::{Explanation, decide::Verdict};
+use postern_policies::Explanation;
+use serde_json::{Value, json};
 
 use super::{
     Policies,
-    query::{self, Query, QueryDestination, QueryHttp, QuerySource},
+    query::{self, Answer, Query, QueryDestination, QueryHttp, QuerySource, QueryToken},
 };
 
 /// Decides one access and tells which policies were looked at, and why
@@ -53,6 +54,18 @@ pub(super) struct Explain {
     #[arg(long, requires = "method")]
     host: Option<String>,
 
+    /// A header of the request; may be given more than once
+    #[arg(long, value_name = "NAME: VALUE", requires = "method", value_parser = parse_header)]
+    header: Vec<(String, String)>,
+
+    /// A token whose signature was checked, as JSON: `{"issuer": "…", "claims": {…}}`
+    #[arg(long, value_name = "JSON", requires = "method", value_parser = parse_token)]
+    jwt: Option<QueryToken>,
+
+    /// The server name of the TLS handshake
+    #[arg(long, value_name = "NAME")]
+    sni: Option<String>,
+
     /// The caller uses no mutual TLS
     #[arg(long)]
     plaintext: bool,
@@ -60,6 +73,19 @@ pub(super) struct Explain {
     /// Decide at the source, by its egress rules
     #[arg(long)]
     outbound: bool,
+
+    /// For programs
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("write it as `name: value`")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+fn parse_token(text: &str) -> Result<QueryToken, String> {
+    serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
 impl Explain {
@@ -71,10 +97,14 @@ impl Explain {
         match self.query().parse(&loaded.set) {
             Ok(parsed) => {
                 let explanation = loaded.set.explain(&parsed.access());
-                print(&explanation);
-                match explanation.decision.verdict {
-                    Verdict::Allow => ExitCode::SUCCESS,
-                    Verdict::Deny => ExitCode::FAILURE,
+                let answer = parsed.answer(Value::Null, &loaded.set);
+                match self.json {
+                    true => anstream::println!("{}", for_programs(&answer, &explanation)),
+                    false => print(&answer, &explanation),
+                }
+                match answer.verdict {
+                    "allow" => ExitCode::SUCCESS,
+                    _ => ExitCode::FAILURE,
                 }
             }
             Err(error) => {
@@ -82,6 +112,14 @@ impl Explain {
                 ExitCode::from(2)
             }
         }
+    }
+
+    fn headers(&self) -> BTreeMap<String, Vec<String>> {
+        let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (name, value) in &self.header {
+            all.entry(name.clone()).or_default().push(value.clone());
+        }
+        all
     }
 
     fn query(&self) -> Query {
@@ -103,24 +141,41 @@ impl Explain {
                 method: Some(method.clone()),
                 path: self.path.clone(),
                 host: self.host.clone(),
-                headers: None,
+                headers: Some(self.headers()),
             }),
+            jwt: self.jwt.clone(),
+            sni: self.sni.clone(),
             ..Query::default()
         }
     }
 }
 
-fn print(explanation: &Explanation) {
-    let verdict = explanation.decision.verdict;
-    let style = match verdict {
-        Verdict::Allow => AnsiColor::Green.on_default().bold(),
-        Verdict::Deny => AnsiColor::Red.on_default().bold(),
+fn for_programs(answer: &Answer, explanation: &Explanation) -> Value {
+    let considered: Vec<Value> = explanation
+        .considered
+        .iter()
+        .map(|one| {
+            json!({
+                "kind": query::kind(one.origin.kind),
+                "policy": &*one.origin.policy,
+                "rule": one.origin.rule,
+                "action": one.action,
+                "matched": one.matched,
+                "why": one.why,
+                "file": one.origin.file.display().to_string(),
+                "line": one.origin.line,
+            })
+        })
+        .collect();
+    json!({"answer": answer, "considered": considered})
+}
+
+fn print(answer: &Answer, explanation: &Explanation) {
+    let style = match answer.verdict {
+        "allow" => AnsiColor::Green.on_default().bold(),
+        _ => AnsiColor::Red.on_default().bold(),
     };
-    anstream::println!(
-        "{style}{}{style:#}: {}",
-        query::verdict(verdict),
-        explanation.reason
-    );
+    anstream::println!("{style}{}{style:#}: {}", answer.verdict, answer.reason);
     for one in &explanation.considered {
         let mark = if one.matched { "✔" } else { "·" };
         let rule = one

@@ -369,3 +369,55 @@ fn explain_tells_programs_what_was_looked_at() {
     arguments.extend(["--header", "no colon"]);
     assert_eq!(policy(&arguments).status.code(), Some(2));
 }
+
+/// What `decide` answers to these lines, under a policy that allows everything.
+fn decide(lines: &str) -> (Option<i32>, Vec<serde_json::Value>) {
+    use std::io::Write as _;
+    let folder = tempfile::tempdir().unwrap();
+    let text = "{apiVersion: postern.dev/v1, kind: Workload, metadata: {name: web}, spec: {serviceAccount: web}}\n---\n\
+                {apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: p}, spec: {rules: [{}]}}\n";
+    std::fs::write(folder.path().join("p.yaml"), text).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_postern-policy"))
+        .args(["decide", "--defaults", "istio", "--policies"])
+        .arg(folder.path())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(lines.as_bytes()).unwrap();
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let answers = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    (output.status.code(), answers.collect())
+}
+
+#[test]
+fn decide_answers_each_line_in_order_whatever_is_null() {
+    let whole = r#"{"id":1,"direction":null,"mtls":true,"source":{"identity":"spiffe://cluster.local/ns/default/sa/web","ip":null,"namespace":null,"labels":null},"destination":{"workload":"default/web","ip":null,"port":80,"protocol":null},"http":{"method":"GET","path":"/","host":null,"headers":null},"jwt":null,"sni":null}"#;
+    let lines = [
+        whole.to_owned(),
+        whole.replace("\"GET\"", "null"),
+        whole.replace("\"/\"", "null"),
+        whole.replace(":80,", ":null,"),
+        whole.replace("\"sni\"", "\"snj\""),
+        whole.replace("\"id\":1", "\"id\":{\"a\":[2]}"),
+        "no JSON".to_owned(),
+    ];
+    let (code, answers) = decide(&format!("{}\n", lines.join("\n")));
+    assert_eq!(code, Some(1), "two lines are not valid");
+    let of = |name: &str| -> Vec<String> {
+        let text = |answer: &serde_json::Value| answer.get(name).cloned().unwrap_or_default();
+        answers
+            .iter()
+            .map(|answer| text(answer).to_string())
+            .collect()
+    };
+    let (allow, deny, null) = ("\"allow\"", "\"deny\"", "null");
+    assert_eq!(of("verdict"), [allow, deny, deny, deny, null, allow, null]);
+    assert_eq!(of("id"), ["1", "1", "1", "1", "1", "{\"a\":[2]}", null]);
+    assert_eq!(of("audit").first().map(String::as_str), Some("[]"));
+    assert!(of("error").get(4).unwrap().contains("snj"));
+    assert_eq!(decide(&format!("{whole}\n\n{whole}\n")).0, Some(0));
+}

@@ -9,7 +9,7 @@ use postern_policies::{
         PolicyKind, Protocol, Source, Stage, Token, Verdict,
     },
     model::workload::WorkloadName,
-    normalize::{self, PathNormalization, PathRefused},
+    normalize::{self, PathNormalization},
 };
 use postern_spiffe::SpiffeId;
 use serde::{Deserialize, Serialize};
@@ -71,7 +71,8 @@ pub(super) struct Parsed {
     source: QuerySource,
     workload: Option<WorkloadName>,
     ip: Option<IpAddr>,
-    port: u16,
+    /// Nothing where it was not said.
+    port: Option<u16>,
     protocol: Protocol,
     http: Option<ParsedHttp>,
     token: Option<ParsedToken>,
@@ -82,8 +83,8 @@ pub(super) struct Parsed {
 struct ParsedHttp {
     method: String,
     path: String,
-    /// Why no proxy would take this path.
-    refused: Option<PathRefused>,
+    /// Why no proxy would take this request.
+    refused: Option<String>,
     host: Option<String>,
     headers: HeaderMap,
 }
@@ -121,7 +122,8 @@ impl Headers for HeaderMap {
 }
 
 impl Query {
-    /// Reads the values.
+    /// Reads the values. An access whose port, method or path is null or absent is no access, and
+    /// is denied.
     ///
     /// # Errors
     /// The first member that means nothing, by name.
@@ -155,12 +157,9 @@ impl Query {
             source,
             workload,
             ip: destination.ip,
-            port: destination.port.ok_or("`destination.port` is missing")?,
+            port: destination.port,
             protocol: protocol(destination.protocol.as_deref())?,
-            http: self
-                .http
-                .map(|http| ParsedHttp::of(http, set.paths()))
-                .transpose()?,
+            http: self.http.map(|http| ParsedHttp::of(http, set.paths())),
             token: self.jwt.map(ParsedToken::of),
             sni: self.sni,
         })
@@ -168,14 +167,17 @@ impl Query {
 }
 
 impl ParsedHttp {
-    fn of(http: QueryHttp, how: PathNormalization) -> Result<Self, String> {
-        let raw = http.path.ok_or("`http.path` is missing")?;
+    fn of(http: QueryHttp, how: PathNormalization) -> Self {
+        let raw = http.path.unwrap_or_default();
         // The query is no part of what is judged.
         let raw = raw.split('?').next().unwrap_or_default();
-        let (path, refused) = match normalize::path(raw, how) {
+        let (path, mut refused) = match normalize::path(raw, how) {
             Ok(path) => (path.into_owned(), None),
-            Err(refused) => (raw.to_owned(), Some(refused)),
+            Err(refused) => (raw.to_owned(), Some(refused.to_string())),
         };
+        if http.method.is_none() {
+            refused = Some("the request's method is not known".into());
+        }
         let mut headers = HeaderMap::default();
         for (name, values) in http.headers.unwrap_or_default() {
             headers
@@ -184,34 +186,44 @@ impl ParsedHttp {
                 .or_default()
                 .extend(values);
         }
-        Ok(Self {
-            method: http.method.ok_or("`http.method` is missing")?,
+        Self {
+            method: http.method.unwrap_or_default(),
             path,
             refused,
             host: http.host,
             headers,
-        })
+        }
     }
 }
 
 impl Parsed {
     /// The whole answer.
     pub(super) fn answer(&self, id: Value, set: &PolicySet) -> Answer {
+        let denied = |stage, reason: String, id| {
+            let decision = Decision {
+                verdict: Verdict::Deny,
+                stage,
+                decided_by: DecidedBy::Request,
+            };
+            Answer::of(id, &decision, reason, Observed::default())
+        };
+        if self.port.is_none() {
+            return denied(
+                Stage::Network,
+                "the destination's port is not known".into(),
+                id,
+            );
+        }
         let access = self.access();
         let decision = set.decide(&access);
-        let refused = self.http.as_ref().and_then(|http| http.refused);
+        let refused = self.http.as_ref().and_then(|http| http.refused.clone());
         // Of what the connection's layers allow, a path without a single meaning goes no further.
         let is_asked = matches!(
             decision.stage,
             Stage::RequestAuthentication | Stage::Authorization
         );
         if let (Some(refused), true) = (refused, is_asked) {
-            let decision = Decision {
-                verdict: Verdict::Deny,
-                stage: Stage::Authorization,
-                decided_by: DecidedBy::Request,
-            };
-            return Answer::of(id, &decision, refused.to_string(), Observed::default());
+            return denied(Stage::Authorization, refused, id);
         }
         let reason = set.reason(&access, &decision);
         Answer::of(id, &decision, reason, set.observed(&access))
@@ -233,7 +245,7 @@ impl Parsed {
             destination: Destination {
                 workload: self.workload.as_ref(),
                 ip: self.ip,
-                port: self.port,
+                port: self.port.unwrap_or_default(),
                 protocol: self.protocol,
             },
             http: self.http.as_ref().map(|http| HttpRequest {

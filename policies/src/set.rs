@@ -12,7 +12,10 @@ use crate::{
     },
     diagnostic::{Diagnostic, Severity},
     explain::{self, Explanation},
-    model::workload::{Workload, WorkloadName},
+    model::{
+        request_authentication::JwtRule,
+        workload::{Workload, WorkloadName},
+    },
     normalize::PathNormalization,
     parse,
     requests::{self, Requests},
@@ -215,9 +218,16 @@ impl PolicySet {
         requests::of(&self.compiled, destination)
     }
 
-    /// Whether any policy speaks of the tokens of requests.
-    pub fn reads_tokens(&self) -> bool {
-        !self.compiled.requests.is_empty()
+    /// The rules of RequestAuthentication that concern a Workload. Their order is that of
+    /// [`Token::verified_by`](crate::decide::Token::verified_by).
+    pub fn token_rules(&self, workload: &WorkloadName) -> impl Iterator<Item = &JwtRule> {
+        token::rules_of(&self.compiled, self.compiled.by_name(workload)).map(|(_, _, rule)| rule)
+    }
+
+    /// The rule that accepts the token of an access, by its place among
+    /// [`PolicySet::token_rules`] of the destination.
+    pub fn token_rule(&self, access: &Access<'_>) -> Option<usize> {
+        token::accepting(&self.question(access)).map(|(place, _)| place)
     }
 
     /// Why, in one line for people; a deny names the nearest miss. Slow: for logs and answers to

@@ -22,6 +22,7 @@ use crate::{
     policy_source::{self, CurrentPolicies},
     telemetry::{self, DirectionLabel, Metrics, Readiness},
     tls::{self, Current, Identity},
+    tokens::{self, KeyStore},
 };
 
 /// What both roads need.
@@ -31,6 +32,8 @@ pub(crate) struct Proxy {
     pub(crate) access_log: AccessLog,
     pub(crate) connections: Arc<Connections>,
     pub(crate) pool: Arc<Pool>,
+    /// The keys that sign tokens.
+    pub(crate) token_keys: KeyStore,
     /// How many handshakes may be under way at once.
     pub(crate) handshakes: Semaphore,
     /// Cancelled when the proxy is to end.
@@ -45,6 +48,11 @@ impl Proxy {
         let identity = self.identity.borrow().clone()?;
         let policies = self.policies.borrow().clone()?;
         Some((identity, policies))
+    }
+
+    /// The policies in force, and every change of them.
+    pub(crate) fn policies(&self) -> CurrentPolicies {
+        self.policies.clone()
     }
 
     /// The Workload that we stand for: the configured one, or the only one with our identity.
@@ -112,6 +120,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let proxy = Arc::new(Proxy {
         connections: Arc::new(Connections::new(metrics.clone())),
         pool: Arc::default(),
+        token_keys: KeyStore::new(&config.token_keys, metrics.clone()),
         handshakes: Semaphore::new(MAX_HANDSHAKES),
         draining: CancellationToken::new(),
         identity: identity.clone(),
@@ -163,6 +172,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         metrics,
     ));
     tokio::spawn(recheck(proxy.clone()));
+    tokio::spawn(tokens::follow(proxy.clone()));
     tokio::spawn(announce(proxy.clone()));
 
     let open = TaskTracker::new();

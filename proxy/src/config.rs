@@ -39,10 +39,21 @@ pub struct Config {
     pub drain: Duration,
     /// How paths are brought into one spelling.
     pub paths: PathNormalization,
+    /// How the keys that sign tokens are fetched.
+    pub token_keys: TokenKeys,
     /// Tell callers the reason of a refusal.
     pub reason_header: bool,
     /// Let processes of the same user look into this one.
     pub allow_dumpable: bool,
+}
+
+/// How the keys that sign tokens are fetched.
+#[derive(Debug, Clone)]
+pub struct TokenKeys {
+    /// Authorities in PEM for https, in place of the system's.
+    pub authorities: Option<PathBuf>,
+    /// How old fetched keys become before they are fetched again.
+    pub refresh: Duration,
 }
 
 /// Where an identity comes from.
@@ -198,6 +209,7 @@ fn config(
         Some(node) => fields::duration(node, "drain", problems),
         None => Some(Duration::from_secs(30)),
     };
+    let token_keys = token_keys(&all, folder, problems);
     let reason_header = flag(&all, "debug", "reasonHeader", problems);
     let allow_dumpable = flag(&all, "harden", "insecureAllowDumpable", problems);
     Some(Config {
@@ -211,6 +223,7 @@ fn config(
         access_log: access_log?,
         drain: drain?,
         paths: paths?,
+        token_keys: token_keys?,
         reason_header: reason_header?,
         allow_dumpable: allow_dumpable?,
     })
@@ -526,7 +539,26 @@ fn flag(all: &Fields<'_>, section: &str, name: &str, problems: &mut Problems<'_>
     }
 }
 
-const KEYS: [&str; 15] = [
+fn token_keys(all: &Fields<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<TokenKeys> {
+    let mut keys = TokenKeys {
+        authorities: None,
+        refresh: KEYS_REFRESH,
+    };
+    let Some(node) = all.get("tokenKeys") else {
+        return Some(keys);
+    };
+    let section = Fields::of(node, "tokenKeys", &["caFile", "refresh"], problems)?;
+    if let Some(node) = section.get("caFile") {
+        let text = fields::filled(node, "tokenKeys.caFile", problems)?;
+        keys.authorities = Some(folder.join(text));
+    }
+    if let Some(node) = section.get("refresh") {
+        keys.refresh = fields::duration(node, "tokenKeys.refresh", problems)?;
+    }
+    Some(keys)
+}
+
+const KEYS: [&str; 16] = [
     "identity",
     "workload",
     "policies",
@@ -540,9 +572,13 @@ const KEYS: [&str; 15] = [
     "accessLog",
     "drain",
     "pathNormalization",
+    "tokenKeys",
     "debug",
     "harden",
 ];
+
+/// As often as Istio fetches keys anew.
+const KEYS_REFRESH: Duration = Duration::from_secs(20 * 60);
 
 const AGENT_SOCKET: &str = "/run/postern/agent.sock";
 

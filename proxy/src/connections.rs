@@ -16,7 +16,7 @@ use std::{
 use dashmap::DashMap;
 use postern_policies::{
     PolicySet,
-    decide::{Access, Destination, Direction, HttpRequest, Peer, Protocol, Source, Verdict},
+    decide::{Access, Destination, Direction, HttpRequest, Peer, Protocol, Source, Token, Verdict},
     model::workload::WorkloadName,
 };
 use postern_spiffe::{PeerRole, SpiffeId, VerifiedPeer};
@@ -45,6 +45,8 @@ pub(crate) struct Facts {
     pub(crate) destination_identity: Option<SpiffeId>,
     /// The Workload that the destination is.
     pub(crate) workload: Option<WorkloadName>,
+    /// The server name of the handshake, as the caller said it.
+    pub(crate) server_name: Option<Arc<str>>,
     /// What the peer at the other end of the mutual TLS showed.
     pub(crate) chain: Arc<[CertificateDer<'static>]>,
     /// When the peer's certificate ends.
@@ -69,6 +71,15 @@ impl Facts {
 
     /// The question to the policies.
     pub(crate) fn access<'a>(&'a self, http: Option<HttpRequest<'a>>) -> Access<'a> {
+        self.access_with(http, None)
+    }
+
+    /// The question to the policies about a request and its token.
+    pub(crate) fn access_with<'a>(
+        &'a self,
+        http: Option<HttpRequest<'a>>,
+        token: Option<Token<'a>>,
+    ) -> Access<'a> {
         Access {
             direction: self.direction,
             source: Source {
@@ -87,8 +98,8 @@ impl Facts {
                 protocol: Protocol::Tcp,
             },
             http,
-            token: None,
-            sni: None,
+            token,
+            sni: self.server_name.as_deref(),
         }
     }
 }

@@ -4,14 +4,15 @@ use std::{
     io,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, header::WWW_AUTHENTICATE};
 use hyper::body::Incoming;
 use postern_policies::{
     MtlsMode, PolicySet,
     decide::{Direction, HttpRequest, Verdict},
+    model::request_authentication::JwtRule,
 };
 use postern_spiffe::PeerRole;
 use rustls_pki_types::CertificateDer;
@@ -37,6 +38,7 @@ use crate::{
     listener, relay,
     telemetry::{AnswerLabels, RefusalLabels},
     tls::{Identity, Offer},
+    tokens::{Verified, of_request, tell_app},
 };
 
 /// One connection, from accept to end.
@@ -285,7 +287,7 @@ impl Caller {
         record.path = Some(request.uri().path().to_owned());
 
         // One spelling, before anything is judged.
-        let clean = match clean(request, self.proxy.config.paths) {
+        let mut clean = match clean(request, self.proxy.config.paths) {
             Ok(clean) => clean,
             Err((malformed, id)) => {
                 self.count("malformed");
@@ -295,23 +297,29 @@ impl Caller {
         };
         record.path = Some(clean.path().to_owned());
 
-        // May this identity do this?
         let Some((_, set)) = proxy.ready() else {
             self.count("not_ready");
             let answer = own_answer(StatusCode::SERVICE_UNAVAILABLE, "not ready", &clean.id);
             let record = record.refused("peerAuthentication", "the proxy has no identity");
             return self.finish(answer, record, &clean.id, began);
         };
-        let fields = headers::Fields(clean.request.headers());
-        let access = facts.access(Some(HttpRequest {
-            method: clean.request.method().as_str(),
-            path: clean.path(),
-            host: Some(&clean.host),
-            headers: &fields,
-        }));
-        let decision = set.decide_request(&access);
-        let record = record.decided(&set, &access, &decision);
-        if decision.verdict == Verdict::Deny {
+
+        // Is its token what it says?
+        let rules = self.token_rules(&set);
+        let now = SystemTime::now();
+        let token = of_request(&clean.request, &rules, &proxy.token_keys, now).await;
+        let token = match token {
+            Ok(token) => token,
+            Err(refused) => {
+                self.count("token");
+                let record = record.refused("requestAuthentication", refused.to_string());
+                return self.finish(unauthorized(&clean.id), record, &clean.id, began);
+            }
+        };
+
+        // May this identity do this?
+        let (verdict, record, accepted) = self.judge(&set, &clean, token.as_ref(), record);
+        if verdict == Verdict::Deny {
             self.count("policy");
             let mut answer = own_answer(StatusCode::FORBIDDEN, DENIED, &clean.id);
             if proxy.config.reason_header
@@ -324,6 +332,9 @@ impl Caller {
 
         // To the app, as it was judged.
         let id = clean.id.clone();
+        let accepted = accepted.and_then(|number| rules.get(number).copied());
+        let accepted = token.as_ref().zip(accepted);
+        tell_app(&mut clean.request, &rules, accepted);
         match self.forward(clean).await {
             Ok(response) => self.finish(response.map(Answered::upstream), record, &id, began),
             Err(error) => {
@@ -332,6 +343,37 @@ impl Caller {
                 self.finish(upstream_failed(&error, &id), record, &id, began)
             }
         }
+    }
+
+    /// Asks the policies; and which rule accepts the token.
+    fn judge(
+        &self,
+        set: &PolicySet,
+        clean: &Clean,
+        token: Option<&Verified>,
+        record: Record,
+    ) -> (Verdict, Record, Option<usize>) {
+        let fields = headers::Fields(clean.request.headers());
+        let asked = HttpRequest {
+            method: clean.request.method().as_str(),
+            path: clean.path(),
+            host: Some(&clean.host),
+            headers: &fields,
+        };
+        let access = self
+            .facts
+            .access_with(Some(asked), token.map(Verified::token));
+        let decision = set.decide_request(&access);
+        let record = record.decided(set, &access, &decision);
+        (decision.verdict, record, set.token_rule(&access))
+    }
+
+    /// What RequestAuthentication asks of requests here.
+    fn token_rules<'s>(&self, set: &'s PolicySet) -> Vec<&'s JwtRule> {
+        let own = self.facts.workload.as_ref();
+        own.into_iter()
+            .flat_map(|own| set.token_rules(own))
+            .collect()
     }
 
     async fn forward(&self, clean: Clean) -> Result<Response<Incoming>, UpstreamError> {
@@ -409,6 +451,14 @@ pub(crate) fn upstream_failed(error: &UpstreamError, id: &HeaderValue) -> Respon
     }
 }
 
+/// The answer to a token that is not good. Spec: RFC 6750 section 3.1.
+fn unauthorized(id: &HeaderValue) -> Response<Answered> {
+    let mut answer = own_answer(StatusCode::UNAUTHORIZED, "unauthorized", id);
+    let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+    answer.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    answer
+}
+
 /// The class of a status, for metrics.
 pub(crate) fn class(status: StatusCode) -> &'static str {
     match status.as_u16() {
@@ -433,6 +483,7 @@ fn facts(proxy: &Proxy, stream: &TcpStream, from: SocketAddr) -> io::Result<Fact
         destination,
         destination_identity: None,
         workload: proxy.own_workload(),
+        server_name: None,
         chain: Arc::from([]),
         expires: None,
     })
@@ -496,6 +547,7 @@ async fn handshake(
     .await
     .map_err(|_| refused("handshake_timeout", "the handshake took too long".into()))?
     .map_err(|error| refused("handshake", format!("handshake: {error}")))?;
+    let server_name = accepted.get_ref().1.server_name().map(Arc::from);
     let chain: Vec<CertificateDer<'static>> = accepted
         .get_ref()
         .1
@@ -508,6 +560,10 @@ async fn handshake(
         .trust()
         .verify(&chain, PeerRole::Client)
         .map_err(|error| refused(error.label(), error.to_string()))?;
+    let facts = Facts {
+        server_name,
+        ..facts
+    };
     Ok((accepted, facts.verified(&peer, chain)))
 }
 

@@ -74,6 +74,7 @@ pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: Socke
         }
     };
     let facts = Facts {
+        server_name: None,
         id: proxy.connections.number(),
         direction: Direction::Outbound,
         source: from,

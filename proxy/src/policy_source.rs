@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{anyhow, ensure};
+use anyhow::anyhow;
 use postern_policies::{
     Options, PolicySet,
     files::{self, Fingerprint},
@@ -100,11 +100,6 @@ fn load(folders: &PolicyFolders, trust_domain: TrustDomain) -> anyhow::Result<Po
     for warning in loaded.warnings {
         tracing::warn!("{warning}");
     }
-    ensure!(
-        !loaded.set.reads_tokens(),
-        "there is a RequestAuthentication, and this proxy does not verify tokens yet; \
-         `postern-policy` decides with it"
-    );
     Ok(loaded.set)
 }
 

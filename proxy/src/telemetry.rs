@@ -87,6 +87,8 @@ pub struct Metrics {
     pub policy_errors: Counter,
     /// 1 while the policies in force are those on disk.
     pub policies_current: Gauge,
+    /// Keys of tokens that could not be fetched.
+    pub token_key_errors: Counter,
     /// Identities that could not be had.
     pub identity_errors: Counter,
     expires: Gauge<i64, AtomicI64>,
@@ -106,6 +108,7 @@ impl Metrics {
             cut: Family::default(),
             policy_errors: Counter::default(),
             policies_current: Gauge::default(),
+            token_key_errors: Counter::default(),
             identity_errors: Counter::default(),
             expires: Gauge::default(),
             log_lines_dropped: Counter::default(),
@@ -145,6 +148,11 @@ impl Metrics {
             "policies_current",
             "1 while the policies in force are those on disk",
             metrics.policies_current.clone(),
+        );
+        all.register(
+            "token_key_errors",
+            "Keys of tokens that could not be fetched",
+            metrics.token_key_errors.clone(),
         );
         all.register(
             "identity_errors",

@@ -255,6 +255,7 @@ impl Parsed {
                 headers: &http.headers,
             }),
             token: self.token.as_ref().map(|token| Token {
+                verified_by: None,
                 issuer: &token.issuer,
                 claims: &token.claims,
             }),

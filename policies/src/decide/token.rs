@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{DecidedBy, Decision, PolicyKind, Question, Stage, Verdict};
 use crate::{
-    compile::origin,
+    compile::{Compiled, Entry, origin},
     model::{
         pattern::{Pattern, RequestPrincipal},
         request_authentication::{JwtRule, RequestAuthentication},
@@ -22,6 +22,10 @@ pub struct Token<'a> {
     pub issuer: &'a str,
     /// Its claims.
     pub claims: &'a Map<String, Value>,
+    /// The rules whose keys and places it passed, by their places in
+    /// [`PolicySet::token_rules`](crate::PolicySet::token_rules); `None` for all of them, as in a
+    /// what-if.
+    pub verified_by: Option<&'a [usize]>,
 }
 
 /// A token that a rule accepts, and the claims that the rule splits.
@@ -65,13 +69,18 @@ pub(crate) fn refused(question: &Question<'_>) -> Option<Decision> {
 
 /// The token, if a rule accepts it.
 pub(crate) fn accepted<'a>(question: &Question<'a>) -> Option<Accepted<'a>> {
-    let token = token(question)?;
-    let (_, _, rule) = rules(question)
-        .find(|(_, _, rule)| issuer_matches(rule, token) && audience_matches(rule, token))?;
     Some(Accepted {
-        token,
-        space_delimited: &rule.space_delimited,
+        token: token(question)?,
+        space_delimited: &accepting(question)?.1.space_delimited,
     })
+}
+
+/// The first rule that accepts the token, and its place among all of the workload.
+pub(crate) fn accepting<'a>(question: &Question<'a>) -> Option<(usize, &'a JwtRule)> {
+    let token = token(question)?;
+    numbered(question)
+        .map(|(number, (_, _, rule))| (number, rule))
+        .find(|(_, rule)| issuer_matches(rule, token) && audience_matches(rule, token))
 }
 
 /// Of HTTP alone: opaque TCP carries no token.
@@ -79,13 +88,27 @@ fn token<'a>(question: &Question<'a>) -> Option<Token<'a>> {
     question.access.http.and(question.access.token)
 }
 
-/// The rules of all policies that concern the destination, with their places.
-pub(crate) fn rules<'a>(
-    question: &Question<'a>,
-) -> impl Iterator<Item = (&'a RequestAuthentication, u32, &'a JwtRule)> + use<'a> {
-    let compiled = question.compiled;
-    let places = question
-        .destination()
+/// A rule, its policy, and its place there.
+type Placed<'a> = (&'a RequestAuthentication, u32, &'a JwtRule);
+
+/// The rules that the token may be accepted by.
+pub(crate) fn rules<'a>(question: &Question<'a>) -> impl Iterator<Item = Placed<'a>> + use<'a> {
+    numbered(question).map(|(_, rule)| rule)
+}
+
+fn numbered<'a>(question: &Question<'a>) -> impl Iterator<Item = (usize, Placed<'a>)> + use<'a> {
+    let verified_by = question.access.token.and_then(|token| token.verified_by);
+    rules_of(question.compiled, question.destination())
+        .enumerate()
+        .filter(move |(place, _)| verified_by.is_none_or(|these| these.contains(place)))
+}
+
+/// The rules of all policies that concern a Workload, in one order.
+pub(crate) fn rules_of<'a>(
+    compiled: &'a Compiled,
+    destination: Option<&'a Entry>,
+) -> impl Iterator<Item = Placed<'a>> + use<'a> {
+    let places = destination
         .map(|own| own.requests.as_slice())
         .unwrap_or_default();
     places

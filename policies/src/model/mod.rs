@@ -10,7 +10,7 @@ pub(crate) mod peer_authentication;
 
 pub(crate) mod authorization_policy;
 
-pub(crate) mod request_authentication;
+pub mod request_authentication;
 
 pub(crate) mod pattern;
 

@@ -1,9 +1,13 @@
 //! Reads RequestAuthentication.
 
+use std::time::Duration;
+
 use super::{istio_selector, metadata, refuse_target_refs};
 use crate::{
     diagnostic::Problems,
-    model::request_authentication::{JwtRule, Keys, RequestAuthentication},
+    model::request_authentication::{
+        ClaimHeader, JwtRule, Keys, RequestAuthentication, TokenPlace,
+    },
     set::Options,
     yaml::{Fields, Node, fields},
 };
@@ -60,10 +64,25 @@ fn rule(node: &Node, problems: &mut Problems<'_>) -> Option<JwtRule> {
         problems.error(node.at, "a rule of `jwtRules` needs `issuer` or `jwksUri`");
         return None;
     }
-    places(&fields, problems)?;
-    outputs(&fields, problems)?;
+    let forward = match fields.get("forwardOriginalToken") {
+        Some(node) => fields::boolean(node, "forwardOriginalToken", problems)?,
+        None => false,
+    };
+    let payload_header = match fields.get("outputPayloadToHeader") {
+        Some(node) => Some(header_name(node, "outputPayloadToHeader", problems)?),
+        None => None,
+    };
+    let timeout = match fields.get("timeout") {
+        Some(node) => fields::duration(node, "timeout", problems)?,
+        None => KEYS_TIMEOUT,
+    };
     Some(JwtRule {
         at: node.at,
+        places: places(&fields, problems)?,
+        claim_headers: claim_headers(&fields, problems)?,
+        forward,
+        payload_header,
+        timeout,
         issuer,
         audiences: texts(&fields, "audiences", problems)?,
         keys,
@@ -106,42 +125,56 @@ fn keys(node: &Node, fields: &Fields<'_>, problems: &mut Problems<'_>) -> Option
 }
 
 /// Where tokens are looked for.
-fn places(fields: &Fields<'_>, problems: &mut Problems<'_>) -> Option<()> {
+fn places(fields: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Vec<TokenPlace>> {
+    let mut places = Vec::new();
     for node in fields.list("fromHeaders", problems) {
-        let header = Fields::of(
-            node,
-            "an item of `fromHeaders`",
-            &["name", "prefix"],
-            problems,
-        )?;
-        let name = header.required("name", "an item of `fromHeaders`", problems)?;
-        fields::filled(name, "name", problems)?;
-        header.text("prefix", problems);
+        let what = "an item of `fromHeaders`";
+        let header = Fields::of(node, what, &["name", "prefix"], problems)?;
+        let name = header_name(header.required("name", what, problems)?, "name", problems)?;
+        let prefix = header.text("prefix", problems).unwrap_or_default();
+        places.push(TokenPlace::Header {
+            name,
+            prefix: prefix.to_owned(),
+        });
     }
-    texts(fields, "fromParams", problems)?;
-    texts(fields, "fromCookies", problems)?;
-    Some(())
+    let parameters = texts(fields, "fromParams", problems)?;
+    let cookies = texts(fields, "fromCookies", problems)?;
+    places.extend(parameters.into_iter().map(TokenPlace::Parameter));
+    places.extend(cookies.into_iter().map(TokenPlace::Cookie));
+    match places.is_empty() {
+        true => Some(TokenPlace::defaults()),
+        false => Some(places),
+    }
 }
 
-/// What is told to the app.
-fn outputs(fields: &Fields<'_>, problems: &mut Problems<'_>) -> Option<()> {
-    if let Some(node) = fields.get("outputPayloadToHeader") {
-        fields::filled(node, "outputPayloadToHeader", problems)?;
-    }
+/// Fields in which the app gets single claims.
+fn claim_headers(fields: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Vec<ClaimHeader>> {
+    let mut all = Vec::new();
     for node in fields.list("outputClaimToHeaders", problems) {
         let what = "an item of `outputClaimToHeaders`";
         let item = Fields::of(node, what, &["header", "claim"], problems)?;
-        for name in ["header", "claim"] {
-            fields::filled(item.required(name, what, problems)?, name, problems)?;
-        }
+        let header = item.required("header", what, problems)?;
+        let claim = item.required("claim", what, problems)?;
+        all.push(ClaimHeader {
+            header: header_name(header, "header", problems)?,
+            claim: fields::filled(claim, "claim", problems)?
+                .split('.')
+                .map(str::to_owned)
+                .collect(),
+        });
     }
-    if let Some(node) = fields.get("forwardOriginalToken") {
-        fields::boolean(node, "forwardOriginalToken", problems)?;
+    Some(all)
+}
+
+/// The name of a header field, in lower case. Spec: RFC 9110 section 5.1.
+fn header_name(node: &Node, what: &str, problems: &mut Problems<'_>) -> Option<String> {
+    let name = fields::filled(node, what, problems)?;
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if !name.bytes().all(is_token) {
+        problems.error(node.at, format!("`{name}` in `{what}` is no header's name"));
+        return None;
     }
-    if let Some(node) = fields.get("timeout") {
-        fields::duration(node, "timeout", problems)?;
-    }
-    Some(())
+    Some(name.to_ascii_lowercase())
 }
 
 fn texts(fields: &Fields<'_>, name: &str, problems: &mut Problems<'_>) -> Option<Vec<String>> {
@@ -152,6 +185,9 @@ fn texts(fields: &Fields<'_>, name: &str, problems: &mut Problems<'_>) -> Option
         .collect();
     read.into_iter().collect()
 }
+
+/// As long as Istio waits for keys.
+const KEYS_TIMEOUT: Duration = Duration::from_secs(5);
 
 const RULE: [&str; 13] = [
     "issuer",

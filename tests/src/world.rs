@@ -92,13 +92,21 @@ impl World {
     }
 
     fn start(&mut self, name: &str, program: &Path, config: &Path) -> anyhow::Result<()> {
+        let mut command = Command::new(program);
+        self.spawn(name, command.args(["run", "--config"]).arg(config))
+    }
+
+    /// Starts a program of others in the folder. It is ended like a daemon.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&mut self, name: &str, command: &mut Command) -> anyhow::Result<()> {
         let log = File::create(self.log(name))?;
-        let child = Command::new(program)
-            .args(["run", "--config"])
-            .arg(config)
+        let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
+            .current_dir(self.path())
             .spawn()?;
         self.running.push((name.to_owned(), child));
         Ok(())

@@ -7,4 +7,5 @@ mod dependencies;
 mod inbound;
 mod readme;
 mod road;
+mod tokens;
 mod workload_api;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -25,11 +25,14 @@ use tokio::{
 use super::fetch::Fetcher;
 use crate::{app::Proxy, config::TokenKeys, telemetry::Metrics};
 
+/// Claims by the hash of their token.
+type Seen = HashMap<[u8; 32], Arc<Map<String, Value>>>;
+
 /// The keys of one source, and the tokens that they were already seen to have signed.
 #[derive(Debug, Default)]
 pub(super) struct KeySet {
     keys: Vec<Key>,
-    seen: Mutex<HashMap<[u8; 32], Arc<Map<String, Value>>>>,
+    seen: Mutex<Seen>,
 }
 
 #[derive(Debug)]
@@ -86,7 +89,7 @@ impl KeySet {
         claims
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Arc<Map<String, Value>>>> {
+    fn lock(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,3 +1,5 @@
+//! Each token that is accepted beside its twins that are not.
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},

@@ -120,8 +120,9 @@ fn sign(world: &World, issuer: &str, key_id: &str) -> Tokens {
         key_id,
     ];
     let output = run(python.to_str().unwrap(), &arguments).unwrap();
-    serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)))
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 const POLICIES: &str = "\

@@ -10,7 +10,7 @@ pub mod model;
 
 mod parse;
 
-mod callers;
+pub mod classes;
 
 mod compile;
 
@@ -19,8 +19,6 @@ pub mod decide;
 mod explain;
 
 mod lint;
-
-mod requests;
 
 mod set;
 
@@ -32,10 +30,8 @@ pub mod normalize;
 
 pub mod yaml;
 
-pub use callers::Caller;
 pub use compile::MtlsMode;
 pub use decide::RuleName;
 pub use diagnostic::{Diagnostic, Severity};
 pub use explain::{Considered, Explanation};
-pub use requests::Requests;
 pub use set::{Defaults, Loaded, Observed, Options, PolicySet, SourceFile};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use postern_spiffe::{SpiffeId, TrustDomain};
 
 use crate::{
-    callers::{self, Caller},
+    classes::Site,
     compile::{self, Compiled, MtlsMode},
     decide::{
         Access, Decision, Direction, Question, RuleName, RuleOrigin, Verdict, authorization, token,
@@ -18,7 +18,6 @@ use crate::{
     },
     normalize::PathNormalization,
     parse,
-    requests::{self, Requests},
 };
 
 /// One file of documents, as read by the caller: the engine itself opens nothing.
@@ -208,14 +207,9 @@ impl PolicySet {
         }
     }
 
-    /// Everybody whom the policies of a Workload can tell apart, each by one example.
-    pub fn callers(&self, destination: &WorkloadName) -> Vec<Caller> {
-        callers::of(&self.compiled, destination)
-    }
-
-    /// What the policies of a Workload can tell apart in requests.
-    pub fn requests(&self, destination: &WorkloadName) -> Requests {
-        requests::of(&self.compiled, destination)
+    /// A Workload as these policies see it.
+    pub(crate) fn site(&self, name: &WorkloadName) -> Option<Site<'_>> {
+        Site::of(&self.compiled, self.defaults, name)
     }
 
     /// The rules of RequestAuthentication that concern a Workload. Their order is that of

@@ -5,10 +5,9 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use postern_policies::{
-    Caller, Defaults, PolicySet, Requests,
-    decide::{
-        Access, Destination, Direction, HttpRequest, NoHeaders, Peer, Protocol, Source, Verdict,
-    },
+    Defaults, PolicySet,
+    classes::{self, Asked, Example, TooMany},
+    decide::{Direction, Verdict},
     model::workload::WorkloadName,
 };
 use serde_json::json;
@@ -40,24 +39,15 @@ pub(super) struct Diff {
     reading: Reading,
 }
 
-/// One question, by its parts.
-#[derive(Debug, Clone)]
-struct Question<'a> {
-    caller: &'a Caller,
-    to: &'a WorkloadName,
-    port: u16,
-    protocol: Protocol,
-    http: Option<(&'a str, &'a str, &'a str)>,
-}
-
-/// A change, with what all of its questions have in common.
+/// A change, with what all accesses that changed in the same way have in common.
 #[derive(Debug)]
-struct Change<'a> {
-    question: Question<'a>,
+struct Change {
+    example: Example,
     now: Verdict,
     reason: String,
-    /// How many questions changed in the same way, for the same reason.
-    count: usize,
+    /// Callers and kinds of access that changed so.
+    callers: usize,
+    kinds: usize,
 }
 
 impl Diff {
@@ -71,16 +61,28 @@ impl Diff {
             .chain(new.workloads())
             .map(|workload| workload.name.clone())
             .collect();
-        let mut changes = 0;
-        for name in &names {
-            changes += self.destination(&old, &new, name);
-        }
-        if !self.json {
-            anstream::println!("{changes} changes at {} Workloads", names.len());
-        }
-        match changes {
-            0 => ExitCode::SUCCESS,
-            _ => ExitCode::FAILURE,
+        let sets = [&old, &new];
+        match changes(&sets, &names) {
+            Ok(changes) => {
+                for change in &changes {
+                    match self.json {
+                        true => anstream::println!("{}", change.for_programs()),
+                        false => change.print(),
+                    }
+                }
+                if !self.json {
+                    let (count, names) = (changes.len(), names.len());
+                    anstream::println!("{count} changes at {names} Workloads");
+                }
+                match changes.is_empty() {
+                    true => ExitCode::SUCCESS,
+                    false => ExitCode::FAILURE,
+                }
+            }
+            Err(error) => {
+                anstream::eprintln!("postern-policy: {error}");
+                ExitCode::from(2)
+            }
         }
     }
 
@@ -98,179 +100,119 @@ impl Diff {
             }
         }
     }
-
-    /// Asks both sets everything that either can tell apart, and tells how many kinds of change
-    /// there are.
-    fn destination(&self, old: &PolicySet, new: &PolicySet, to: &WorkloadName) -> usize {
-        let callers: BTreeSet<Caller> =
-            old.callers(to).into_iter().chain(new.callers(to)).collect();
-        let requests = old.requests(to).union(new.requests(to));
-        let mut changes: Vec<Change<'_>> = Vec::new();
-        let ask = |question: &Question<'_>| -> Option<(Verdict, String)> {
-            question.with(|access| {
-                let (before, after) = (old.decide(access), new.decide(access));
-                (before.verdict != after.verdict)
-                    .then(|| (after.verdict, new.reason(access, &after)))
-            })
-        };
-        for question in questions(to, &callers, &requests) {
-            if let Some((now, reason)) = ask(&question) {
-                note(&mut changes, question, now, reason);
-            }
-        }
-        for change in &changes {
-            match self.json {
-                true => anstream::println!("{}", change.for_programs()),
-                false => change.print(),
-            }
-        }
-        changes.len()
-    }
 }
 
-/// Each caller with each kind of request: opaque first, then HTTP.
-fn questions<'a>(
-    to: &'a WorkloadName,
-    callers: &'a BTreeSet<Caller>,
-    requests: &'a Requests,
-) -> impl Iterator<Item = Question<'a>> {
-    // Opaque, and each kind of request.
-    let mut spoken = vec![None];
-    for method in &requests.methods {
-        for path in &requests.paths {
-            let hosts = requests.hosts.iter();
-            spoken.extend(hosts.map(|host| Some((method.as_str(), path.as_str(), host.as_str()))));
+/// Asks both sets everything that either can tell apart: at each Workload what comes in, opaque and
+/// as HTTP, and of each Workload what goes out.
+fn changes(sets: &[&PolicySet; 2], names: &BTreeSet<WorkloadName>) -> Result<Vec<Change>, TooMany> {
+    let mut changes = Vec::new();
+    for name in names {
+        let mut here = Vec::new();
+        for http in [false, true] {
+            let asked = Asked {
+                http,
+                ..Asked::default()
+            };
+            for group in classes::of(sets, name, &asked)? {
+                for example in &group.examples {
+                    note(&mut here, sets, example, group.all.len());
+                }
+            }
         }
+        changes.append(&mut here);
     }
-    let mut ways = Vec::new();
-    for &port in &requests.ports {
-        for &protocol in &requests.protocols {
-            let fits = spoken
-                .iter()
-                .filter(|http| http.is_none() || protocol == Protocol::Tcp);
-            ways.extend(fits.map(|http| (port, protocol, *http)));
+    for name in names {
+        let mut here = Vec::new();
+        for example in classes::outbound(sets, name)? {
+            note(&mut here, sets, &example, 1);
         }
+        changes.append(&mut here);
     }
-    callers.iter().flat_map(move |caller| {
-        let asked = ways.clone().into_iter();
-        asked.map(move |(port, protocol, http)| Question {
-            caller,
-            to,
-            port,
-            protocol,
-            http,
-        })
-    })
+    Ok(changes)
 }
 
-/// One line for all questions of a caller and kind of traffic that changed for one reason.
-fn note<'a>(changes: &mut Vec<Change<'a>>, question: Question<'a>, now: Verdict, reason: String) {
+/// One line for all accesses of a caller that changed for one reason.
+fn note(changes: &mut Vec<Change>, sets: &[&PolicySet; 2], example: &Example, callers: usize) {
+    let [old, new] = sets;
+    let answer = example.with(|access| {
+        let (before, after) = (old.decide(access), new.decide(access));
+        (before.verdict != after.verdict).then(|| (after.verdict, new.reason(access, &after)))
+    });
+    let Some((now, reason)) = answer else {
+        return;
+    };
     let same = changes.iter_mut().find(|change| {
         change.now == now
             && change.reason == reason
-            && change.question.caller == question.caller
-            && change.question.http.is_some() == question.http.is_some()
+            && change.example.identity == example.identity
+            && change.example.http.is_some() == example.http.is_some()
     });
     match same {
-        Some(change) => change.count += 1,
+        Some(change) => change.kinds += 1,
         None => changes.push(Change {
-            question,
+            example: example.clone(),
             now,
             reason,
-            count: 1,
+            callers,
+            kinds: 1,
         }),
     }
 }
 
-impl Question<'_> {
-    fn with<T>(&self, ask: impl FnOnce(&Access<'_>) -> T) -> T {
-        ask(&Access {
-            direction: Direction::Inbound,
-            source: Source {
-                peer: self
-                    .caller
-                    .identity
-                    .as_ref()
-                    .map_or(Peer::Plaintext, Peer::Verified),
-                ip: self.caller.ip,
-                namespace: None,
-                labels: None,
-            },
-            destination: Destination {
-                workload: Some(self.to),
-                ip: None,
-                port: self.port,
-                protocol: self.protocol,
-            },
-            http: self.http.map(|(method, path, host)| HttpRequest {
-                method,
-                path,
-                host: Some(host),
-                headers: &NoHeaders,
-            }),
-            token: None,
-            sni: None,
-        })
-    }
-
+impl Change {
     /// What is asked, in one line.
     fn shown(&self) -> String {
-        let who = match &self.caller.identity {
+        let example = &self.example;
+        let who = match &example.identity {
             Some(id) => id.to_string(),
             None => "plaintext".into(),
         };
-        let ip = self.caller.ip.map(|ip| format!(" from {ip}"));
-        let what = match self.http {
-            Some((method, path, host)) => format!("{method} http://{host}{path}"),
-            None => format!("{:?}", self.protocol).to_uppercase(),
+        let to = match (&example.destination, example.destination_ip) {
+            (Some(name), _) => name.to_string(),
+            (None, Some(ip)) => ip.to_string(),
+            (None, None) => "outside".into(),
         };
+        let what = match &example.http {
+            Some(http) => format!("{} http://{}{}", http.method, http.host, http.path),
+            None => format!("{:?}", example.protocol).to_uppercase(),
+        };
+        let direction = match example.direction {
+            Direction::Inbound => "",
+            Direction::Outbound => "outbound ",
+        };
+        let how = query::conditions(example);
+        let space = if how.is_empty() { "" } else { " " };
         format!(
-            "{who}{} → {}:{} {what}",
-            ip.unwrap_or_default(),
-            self.to,
-            self.port
+            "{direction}{who} → {to}:{} {what}{space}{how}",
+            example.port
         )
     }
-}
 
-impl Change<'_> {
     fn print(&self) {
         let (word, style) = match self.now {
             Verdict::Allow => ("now allowed", AnsiColor::Green.on_default()),
             Verdict::Deny => ("now denied", AnsiColor::Red.on_default()),
         };
-        let more = match self.count {
-            1 => String::new(),
-            count => format!(" (and {} more of the kind)", count - 1),
+        let more = |count: usize, what: &str| match count {
+            0 | 1 => String::new(),
+            count => format!(" (and {} more {what})", count - 1),
         };
         anstream::println!(
-            "{style}{word}{style:#} {}{more}\n      {DIM}{}{DIM:#}",
-            self.question.shown(),
+            "{style}{word}{style:#} {}{}{}\n      {DIM}{}{DIM:#}",
+            self.shown(),
+            more(self.kinds, "kinds of access"),
+            more(self.callers, "callers"),
             self.reason
         );
     }
 
     fn for_programs(&self) -> serde_json::Value {
-        let question = &self.question;
         json!({
             "verdict": query::verdict(self.now),
             "reason": self.reason,
-            "count": self.count,
-            "example": {
-                "mtls": question.caller.identity.is_some(),
-                "source": {
-                    "identity": question.caller.identity.as_ref().map(ToString::to_string),
-                    "ip": question.caller.ip,
-                },
-                "destination": {
-                    "workload": question.to.to_string(),
-                    "port": question.port,
-                    "protocol": format!("{:?}", question.protocol).to_uppercase(),
-                },
-                "http": question.http.map(|(method, path, host)| {
-                    json!({"method": method, "path": path, "host": host})
-                }),
-            },
+            "kinds": self.kinds,
+            "callers": self.callers,
+            "example": query::line_of(&self.example),
         })
     }
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use postern_policies::{
     Observed, PolicySet,
+    classes::Example,
     decide::{
         Access, DecidedBy, Decision, Destination, Direction, Headers, HttpRequest, Peer,
         PolicyKind, Protocol, Source, Stage, Token, Verdict,
@@ -13,7 +14,7 @@ use postern_policies::{
 };
 use postern_spiffe::SpiffeId;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// A line of input. Any member may be null or absent, an unknown one is an error.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -264,6 +265,58 @@ impl Parsed {
     }
 }
 
+/// An access as a line of input.
+pub(super) fn line_of(example: &Example) -> Value {
+    let direction = match example.direction {
+        Direction::Inbound => "inbound",
+        Direction::Outbound => "outbound",
+    };
+    json!({
+        "direction": direction,
+        "mtls": example.identity.is_some(),
+        "source": {
+            "identity": example.identity.as_ref().map(ToString::to_string),
+            "ip": example.ip,
+        },
+        "destination": {
+            "workload": example.destination.as_ref().map(ToString::to_string),
+            "ip": example.destination_ip,
+            "port": example.port,
+            "protocol": format!("{:?}", example.protocol).to_uppercase(),
+        },
+        "http": example.http.as_ref().map(|http| {
+            let each = http.headers.iter();
+            let headers: BTreeMap<_, _> = each.map(|(name, value)| (name, [value])).collect();
+            json!({"method": http.method, "path": http.path, "host": http.host, "headers": headers})
+        }),
+        "jwt": example.token.as_ref().map(|token| {
+            json!({"issuer": token.issuer, "claims": token.claims})
+        }),
+        "sni": example.server_name,
+    })
+}
+
+/// What an access has beside caller, destination and request line, in words.
+pub(super) fn conditions(example: &Example) -> String {
+    let mut words = Vec::new();
+    if let Some(ip) = example.ip {
+        words.push(format!("from {ip}"));
+    }
+    if let Some(ip) = example.destination_ip {
+        words.push(format!("to {ip}"));
+    }
+    if let Some(name) = &example.server_name {
+        words.push(format!("with server name {name}"));
+    }
+    let headers = example.http.iter().flat_map(|http| &http.headers);
+    words.extend(headers.map(|(name, value)| format!("with header {name}: {value}")));
+    if let Some(token) = &example.token {
+        let claims = Value::Object(token.claims.clone());
+        words.push(format!("with token {claims}"));
+    }
+    words.join(" ")
+}
+
 /// A line of output.
 #[derive(Debug, Serialize)]
 pub(super) struct Answer {
@@ -310,6 +363,15 @@ impl<'a> Found<'a> {
 }
 
 impl Answer {
+    /// Of an access that stands for its class.
+    pub(super) fn to(example: &Example, set: &PolicySet) -> Self {
+        example.with(|access| {
+            let decision = set.decide(access);
+            let reason = set.reason(access, &decision);
+            Self::of(Value::Null, &decision, reason, set.observed(access))
+        })
+    }
+
     pub(super) fn of(id: Value, decision: &Decision, reason: String, observed: Observed) -> Self {
         let origin = match &decision.decided_by {
             DecidedBy::Rule(origin) => Some(origin),
@@ -388,7 +450,7 @@ pub(super) fn workload_name(text: &str, set: &PolicySet) -> Result<WorkloadName,
     Ok(name)
 }
 
-fn protocol(text: Option<&str>) -> Result<Protocol, String> {
+pub(super) fn protocol(text: Option<&str>) -> Result<Protocol, String> {
     match text {
         None | Some("TCP") => Ok(Protocol::Tcp),
         Some("UDP") => Ok(Protocol::Udp),

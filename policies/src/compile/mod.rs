@@ -70,6 +70,11 @@ pub(crate) struct Mtls {
 }
 
 impl Mtls {
+    /// The ports that are spoken of by themselves.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = u16> {
+        self.ports.keys().copied()
+    }
+
     pub(crate) fn of_port(&self, port: u16) -> &(MtlsMode, Option<RuleOrigin>) {
         self.ports.get(&port).unwrap_or(&self.default)
     }

@@ -88,6 +88,20 @@ pub(crate) fn explain_rule(
     )
 }
 
+/// Does one peer of an ingress rule speak of the source of this access?
+pub(crate) fn is_peer(
+    question: &Question<'_>,
+    policy: &model::NetworkPolicy,
+    peer: &model::Peer,
+) -> bool {
+    peer_matches(question.compiled, policy, peer, source(question))
+}
+
+/// Is the source nobody of whom more is known than the address?
+pub(crate) fn is_stranger(question: &Question<'_>) -> bool {
+    matches!(source(question), OtherEnd::Address(_))
+}
+
 fn source<'a>(question: &Question<'a>) -> OtherEnd<'a> {
     let source = &question.access.source;
     let is_known = match source.peer {
@@ -156,29 +170,38 @@ fn peers_match(
     rule: &model::Rule,
     other: OtherEnd<'_>,
 ) -> bool {
-    rule.peers.is_empty()
-        || rule.peers.iter().any(|peer| match peer {
-            model::Peer::Block { net, except } => match other {
-                OtherEnd::Address(Some(ip)) => {
-                    net.contains(&ip) && !except.iter().any(|inner| inner.contains(&ip))
-                }
-                _ => false,
-            },
-            model::Peer::Pods { namespaces, pods } => {
-                let home = policy.meta.namespace.as_str();
-                let selects = |namespace: &str, labels: &Labels| {
-                    selects(
-                        compiled,
-                        home,
-                        namespaces.as_ref(),
-                        pods.as_ref(),
-                        namespace,
-                        labels,
-                    )
-                };
-                pods_match(compiled, other, selects)
+    let matches = |peer| peer_matches(compiled, policy, peer, other);
+    rule.peers.is_empty() || rule.peers.iter().any(matches)
+}
+
+fn peer_matches(
+    compiled: &Compiled,
+    policy: &model::NetworkPolicy,
+    peer: &model::Peer,
+    other: OtherEnd<'_>,
+) -> bool {
+    match peer {
+        model::Peer::Block { net, except } => match other {
+            OtherEnd::Address(Some(ip)) => {
+                net.contains(&ip) && !except.iter().any(|inner| inner.contains(&ip))
             }
-        })
+            _ => false,
+        },
+        model::Peer::Pods { namespaces, pods } => {
+            let home = policy.meta.namespace.as_str();
+            let selects = |namespace: &str, labels: &Labels| {
+                selects(
+                    compiled,
+                    home,
+                    namespaces.as_ref(),
+                    pods.as_ref(),
+                    namespace,
+                    labels,
+                )
+            };
+            pods_match(compiled, other, selects)
+        }
+    }
 }
 
 /// Does `selects` hold for the other end, whoever of those with its identity it is?
@@ -239,22 +262,22 @@ fn selects(
 }
 
 fn ports_match(question: &Question<'_>, rule: &model::Rule) -> bool {
+    rule.ports.is_empty() || rule.ports.iter().any(|port| port_matches(question, port))
+}
+
+/// Does one port of a rule speak of the destination's?
+pub(crate) fn port_matches(question: &Question<'_>, port: &model::Port) -> bool {
     let destination = &question.access.destination;
-    rule.ports.is_empty()
-        || rule.ports.iter().any(|port| {
-            port.protocol == destination.protocol
-                && match &port.number {
-                    model::PortNumber::Any => true,
-                    model::PortNumber::Range(first, last) => {
-                        (*first..=*last).contains(&destination.port)
-                    }
-                    model::PortNumber::Named(name) => question.destination().is_some_and(|entry| {
-                        entry.workload.ports.iter().any(|served| {
-                            served.name.as_deref() == Some(name)
-                                && served.port == destination.port
-                                && served.protocol == port.protocol
-                        })
-                    }),
-                }
-        })
+    let number = || match &port.number {
+        model::PortNumber::Any => true,
+        model::PortNumber::Range(first, last) => (*first..=*last).contains(&destination.port),
+        model::PortNumber::Named(name) => question.destination().is_some_and(|entry| {
+            entry.workload.ports.iter().any(|served| {
+                served.name.as_deref() == Some(name)
+                    && served.port == destination.port
+                    && served.protocol == port.protocol
+            })
+        }),
+    };
+    port.protocol == destination.protocol && number()
 }

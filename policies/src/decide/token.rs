@@ -121,19 +121,29 @@ pub(crate) fn rules_of<'a>(
         })
 }
 
-fn issuer_matches(rule: &JwtRule, token: Token<'_>) -> bool {
+/// Is the token of the rule's issuer?
+pub(crate) fn issuer_matches(rule: &JwtRule, token: Token<'_>) -> bool {
     rule.issuer
         .as_ref()
         .is_none_or(|issuer| issuer == token.issuer)
 }
 
-fn audience_matches(rule: &JwtRule, token: Token<'_>) -> bool {
+/// Is the token meant for one of the rule's audiences?
+pub(crate) fn audience_matches(rule: &JwtRule, token: Token<'_>) -> bool {
     rule.audiences.is_empty()
         || texts(token.claims.get("aud"))
             .any(|audience| rule.audiences.iter().any(|wanted| wanted == audience))
 }
 
 impl<'a> Accepted<'a> {
+    /// A token of which it is asked what would be, if it were accepted.
+    pub(crate) fn assumed(token: Token<'a>, space_delimited: &'a [String]) -> Self {
+        Self {
+            token,
+            space_delimited,
+        }
+    }
+
     /// `iss/sub`, where both are there and neither is empty.
     pub(crate) fn principal(&self) -> Option<(&'a str, &'a str)> {
         let subject = self.token.claims.get("sub").and_then(Value::as_str)?;
@@ -188,4 +198,4 @@ fn texts(value: Option<&Value>) -> impl Iterator<Item = &str> {
 }
 
 /// Claims that are lists of words (RFC 8693 section 4.2, and what Istio adds).
-const ALWAYS_SPLIT: [&str; 2] = ["scope", "permission"];
+pub(crate) const ALWAYS_SPLIT: [&str; 2] = ["scope", "permission"];

@@ -115,6 +115,11 @@ impl RequestPrincipal {
         }
     }
 
+    /// The patterns of issuer and subject; `None` for any.
+    pub(crate) fn parts(&self) -> (Option<&Pattern>, Option<&Pattern>) {
+        (self.issuer.as_deref(), self.subject.as_deref())
+    }
+
     /// Neither is empty.
     pub(crate) fn matches(&self, issuer: &str, subject: &str) -> bool {
         let holds = |pattern: &Option<Box<Pattern>>, text: &str| {
@@ -136,8 +141,9 @@ pub(crate) struct PathTemplate {
     tail: Option<String>,
 }
 
+/// A piece of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
+pub(crate) enum Part {
     Literal(String),
     /// `{*}`: one or more characters of a segment.
     Segment,
@@ -183,13 +189,9 @@ impl PathTemplate {
         })
     }
 
-    /// A path that matches.
-    pub(crate) fn example(&self) -> String {
-        let head = self.head.iter().map(|part| match part {
-            Part::Literal(text) => text.as_str(),
-            Part::Segment => "x",
-        });
-        head.chain(self.tail.as_deref()).collect()
+    /// All up to the `{**}`, or all; and the text after the `{**}`, where there is one.
+    pub(crate) fn parts(&self) -> (&[Part], Option<&str>) {
+        (&self.head, self.tail.as_deref())
     }
 
     /// The whole path must match.

@@ -96,25 +96,27 @@ pub fn of(
     let mut start = Example::to(destination);
     start.http = asked.http.then(HttpExample::any);
     let space = Space::new(&terms, &sites, &start, asked, how)?;
-    let mut groups: HashMap<Bits, Vec<Caller>> = HashMap::new();
+    let mut groups: HashMap<(Bits, bool), Vec<Caller>> = HashMap::new();
     let mut order = Vec::new();
     for caller in callers(&sites, &terms)? {
         let mut example = start.clone();
         example.identity.clone_from(&caller.identity);
         let dead = dead(&terms, &Dimension::Caller, &example);
-        let group = groups.entry(dead.clone()).or_insert_with(|| {
-            order.push(dead);
+        // PeerAuthentication tells plaintext apart from everybody.
+        let key = (dead, caller.identity.is_none());
+        let group = groups.entry(key.clone()).or_insert_with(|| {
+            order.push(key);
             Vec::new()
         });
         group.push(caller);
     }
     let mut all = Vec::new();
-    for dead in order {
-        let members = groups.remove(&dead).unwrap_or_default();
+    for key in order {
+        let members = groups.remove(&key).unwrap_or_default();
         let mut example = start.clone();
         example.identity = members.first().and_then(|first| first.identity.clone());
         all.push(Callers {
-            examples: space.examples(&dead, example)?,
+            examples: space.examples(&key.0, example)?,
             all: members,
         });
     }

@@ -278,6 +278,15 @@ pub(super) fn witnesses(
     exact: &BTreeSet<String>,
     shapes: &[Shape],
 ) -> Result<Vec<String>, TooMany> {
+    search(domain, exact, shapes, MAX_STATES)
+}
+
+fn search(
+    domain: Domain,
+    exact: &BTreeSet<String>,
+    shapes: &[Shape],
+    limit: usize,
+) -> Result<Vec<String>, TooMany> {
     let walk = Walk::new(domain, exact, shapes);
     let start = walk.start();
     let mut seen = HashSet::from([start.clone()]);
@@ -297,7 +306,7 @@ pub(super) fn witnesses(
             if seen.contains(&next) {
                 continue;
             }
-            if seen.len() == MAX_STATES {
+            if seen.len() == limit {
                 return Err(TooMany);
             }
             seen.insert(next.clone());

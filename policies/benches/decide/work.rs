@@ -1,9 +1,5 @@
-//! What a decision costs as the number of policies grows: `cargo bench -p postern-policies`.
-//!
-//! Of all policies ten concern the workload that is asked for, as in a mesh. Beside it runs a scan
-//! over all policies, written by hand, which is what grows in other products.
-
-#![expect(clippy::print_stdout, reason = "a benchmark tells its figures")]
+//! The work that is measured: policies of which ten concern the workload that is asked for, and a
+//! caller whom none of them names, the longest way.
 
 use std::{
     fmt::Write as _,
@@ -21,46 +17,39 @@ use postern_policies::{
 };
 use postern_spiffe::{SpiffeId, TrustDomain};
 
-const SIZES: [usize; 5] = [1, 10, 100, 1_000, 10_000];
+/// How many policies there are, in turn.
+pub(crate) const SIZES: [usize; 5] = [1, 10, 100, 1_000, 10_000];
 const OWN: usize = 10;
-const ROUNDS: u32 = 20_000;
+/// Decisions in one measurement.
+pub(crate) const ROUNDS: u32 = 20_000;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    println!("policies  load        decide ns  scan ns");
-    for size in SIZES {
-        let text = documents(size)?;
-        let options = Options {
-            defaults: Defaults {
-                network: Verdict::Allow,
-                authorization: Verdict::Deny,
-            },
-            ..Options::new(TrustDomain::parse("cluster.local")?)
-        };
-        let file = SourceFile {
-            path: "all.yaml".into(),
-            text: text.into_bytes(),
-        };
-        let began = Instant::now();
-        let loaded = PolicySet::load(&[file], &options);
-        let load = began.elapsed();
-        let Ok(loaded) = loaded else {
-            return Err("the documents do not load".into());
-        };
-        let decide = median(|| decide(&loaded.set));
-        let rules = rules(size);
-        let scan = median(|| Ok::<bool, Box<dyn std::error::Error>>(scan(&rules)));
-        println!("{size:>8}  {load:>10.3?}  {:>9}  {:>7}", decide?, scan?);
+/// Loads that many policies.
+pub(crate) fn load(size: usize) -> Result<PolicySet, Box<dyn std::error::Error>> {
+    let options = Options {
+        defaults: Defaults {
+            network: Verdict::Allow,
+            authorization: Verdict::Deny,
+        },
+        ..Options::new(TrustDomain::parse("cluster.local")?)
+    };
+    let file = SourceFile {
+        path: "all.yaml".into(),
+        text: documents(size)?.into_bytes(),
+    };
+    match PolicySet::load(&[file], &options) {
+        Ok(loaded) => Ok(loaded.set),
+        Err(_) => Err("the documents do not load".into()),
     }
-    Ok(())
 }
 
 /// The policies that concern `web` are spread over all of them.
-fn is_own(index: usize, size: usize) -> bool {
+pub(crate) fn is_own(index: usize, size: usize) -> bool {
     let step = (size / OWN).max(1);
     index.is_multiple_of(step)
 }
 
-fn documents(size: usize) -> Result<String, std::fmt::Error> {
+/// The documents.
+pub(crate) fn documents(size: usize) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     for app in ["web", "other"] {
         write!(
@@ -82,10 +71,11 @@ fn documents(size: usize) -> Result<String, std::fmt::Error> {
     Ok(text)
 }
 
-type Answer = Result<bool, Box<dyn std::error::Error>>;
+/// Whether anything was allowed.
+pub(crate) type Answer = Result<bool, Box<dyn std::error::Error>>;
 
 /// Nobody's principal matches: the longest way.
-fn decide(set: &PolicySet) -> Answer {
+pub(crate) fn decide(set: &PolicySet) -> Answer {
     let id = caller()?;
     let name = WorkloadName {
         namespace: Arc::from("default"),
@@ -121,18 +111,21 @@ fn decide(set: &PolicySet) -> Answer {
     Ok(allowed)
 }
 
-fn caller() -> Result<SpiffeId, Box<dyn std::error::Error>> {
+/// Who asks.
+pub(crate) fn caller() -> Result<SpiffeId, Box<dyn std::error::Error>> {
     Ok(SpiffeId::parse(
         "spiffe://cluster.local/ns/default/sa/nobody",
     )?)
 }
 
-struct Rule {
-    own: bool,
-    principal: String,
+/// A rule of the scan.
+pub(crate) struct Rule {
+    pub(crate) own: bool,
+    pub(crate) principal: String,
 }
 
-fn rules(size: usize) -> Vec<Rule> {
+/// The rules of the scan.
+pub(crate) fn rules(size: usize) -> Vec<Rule> {
     (0..size)
         .map(|index| Rule {
             own: is_own(index, size),
@@ -141,7 +134,8 @@ fn rules(size: usize) -> Vec<Rule> {
         .collect()
 }
 
-fn scan(rules: &[Rule]) -> bool {
+/// What grows in other products: a walk over all rules.
+pub(crate) fn scan(rules: &[Rule]) -> bool {
     let mut allowed = false;
     for _ in 0..ROUNDS {
         let asked = black_box("cluster.local/ns/default/sa/nobody");
@@ -154,7 +148,10 @@ fn scan(rules: &[Rule]) -> bool {
 }
 
 /// Nanoseconds of one decision: the median of several measurements.
-fn median(mut run: impl FnMut() -> Answer) -> Result<u128, Box<dyn std::error::Error>> {
+pub(crate) fn median(
+    rounds: u32,
+    mut run: impl FnMut() -> Answer,
+) -> Result<u128, Box<dyn std::error::Error>> {
     let mut times: Vec<Duration> = Vec::new();
     for _ in 0..7 {
         let began = Instant::now();
@@ -163,5 +160,5 @@ fn median(mut run: impl FnMut() -> Answer) -> Result<u128, Box<dyn std::error::E
     }
     times.sort_unstable();
     let middle = times.get(times.len() / 2).copied().unwrap_or_default();
-    Ok(middle.as_nanos() / u128::from(ROUNDS))
+    Ok(middle.as_nanos() / u128::from(rounds))
 }

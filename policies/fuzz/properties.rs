@@ -20,7 +20,7 @@ fn load(text: &[u8]) -> Result<PolicySet, Vec<postern_policies::Diagnostic>> {
 }
 
 /// Documents load, or every mistake has a place in the file; what loads answers.
-pub fn documents(bytes: &[u8]) {
+pub(crate) fn documents(bytes: &[u8]) {
     match load(bytes) {
         Ok(set) => {
             for workload in set.workloads() {
@@ -40,7 +40,7 @@ pub fn documents(bytes: &[u8]) {
 }
 
 /// Lines of text are method, path, host and SPIFFE ID of a request.
-pub fn accesses(bytes: &[u8]) {
+pub(crate) fn accesses(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };

@@ -54,7 +54,7 @@ fn cedar_policies(size: usize) -> Outcome<PolicySet> {
         write!(
             text,
             "permit(principal == Id::\"cluster.local/ns/default/sa/c{index}\", \
-             action == Method::\"GET\", resource == Workload::\"default/{app}\") \
+             action == Action::\"GET\", resource == Workload::\"default/{app}\") \
              when {{ context.path like \"/api/v1/*\" }};\n"
         )?;
     }
@@ -67,7 +67,7 @@ fn ask_cedar(policies: &PolicySet, rounds: u32) -> Answer {
     let context = Context::from_pairs([("path".to_owned(), path)])?;
     let request = Request::new(
         entity("Id::\"cluster.local/ns/default/sa/nobody\"")?,
-        entity("Method::\"GET\"")?,
+        entity("Action::\"GET\"")?,
         entity("Workload::\"default/web\"")?,
         context,
         None,

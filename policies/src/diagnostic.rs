@@ -88,6 +88,11 @@ impl<'a> Problems<'a> {
         self.add(Severity::Error, at, message.into(), Some(hint.into()));
     }
 
+    /// Adds something legal that is probably not meant.
+    pub fn warn(&mut self, at: Place, message: impl Into<String>, hint: impl Into<String>) {
+        self.add(Severity::Warning, at, message.into(), Some(hint.into()));
+    }
+
     fn add(&mut self, severity: Severity, at: Place, message: String, hint: Option<String>) {
         self.found.push(Diagnostic {
             severity,

@@ -120,12 +120,13 @@ impl PolicySet {
     /// Every mistake of every file, in one run; nothing is loaded then.
     pub fn load(files: &[SourceFile], options: &Options) -> Result<Loaded, Vec<Diagnostic>> {
         let (documents, mut found) = parse::read(files, options);
-        let warnings = crate::lint::lint(&documents, options);
+        let mut warnings = crate::lint::lint(&documents, options);
         let compiled = compile::compile(documents, options, &mut found);
         if found.iter().any(|one| one.severity == Severity::Error) {
             found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
             return Err(found);
         }
+        warnings.extend(found);
         Ok(Loaded {
             set: Self {
                 compiled,

@@ -421,3 +421,43 @@ fn decide_answers_each_line_in_order_whatever_is_null() {
     assert!(of("error").get(4).unwrap().contains("snj"));
     assert_eq!(decide(&format!("{whole}\n\n{whole}\n")).0, Some(0));
 }
+
+#[test]
+fn check_names_rules_that_never_matter() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |rules: &str| {
+        let text = format!(
+            "{{apiVersion: postern.dev/v1, kind: Workload, metadata: {{name: web}}, spec: {{serviceAccount: web}}}}\n---\n\
+             {{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: wall}}, spec: {{action: DENY, \
+             rules: [{{to: [{{operation: {{paths: ['/admin/*'], ports: ['80']}}}}]}}]}}}}\n---\n\
+             {{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: door}}, spec: {{rules: {rules}}}}}\n"
+        );
+        std::fs::write(folder.path().join("p.yaml"), text).unwrap();
+        let output = policy(&["check", folder.path().to_str().unwrap()]);
+        assert!(output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let operation = |text: &str| format!("[{{to: [{{operation: {{{text}}}}}]}}]");
+    let said = check(&operation("paths: ['/api/*'], ports: ['80']"));
+    assert!(
+        !said.contains("never matter") && !said.contains("never match"),
+        "{said}"
+    );
+    let said = check(&operation("paths: ['/admin/users/*'], ports: ['80']"));
+    assert!(
+        said.contains("rule 0 of `default/door` never matters"),
+        "{said}"
+    );
+    assert!(said.contains("by `default/wall`"), "{said}");
+    // The DENY is for one port alone.
+    let said = check(&operation("paths: ['/admin/users/*']"));
+    assert!(!said.contains("never matters"), "{said}");
+    let said = check(&operation("paths: ['/a/*'], notPaths: ['/a*']"));
+    assert!(
+        said.contains("rule 0 of `default/door` can never match"),
+        "{said}"
+    );
+    // Beyond a wall of the network, too: these are the rules, whatever the network says.
+    let said = check("[{from: [{source: {principals: ['x/y'], notPrincipals: ['x/*']}}]}]");
+    assert!(said.contains("can never match"), "{said}");
+}

@@ -11,6 +11,7 @@
 //! claims that are split at spaces.
 
 mod atoms;
+mod dead;
 mod example;
 mod terms;
 mod texts;
@@ -22,6 +23,7 @@ use std::{
 
 use postern_spiffe::SpiffeId;
 
+pub use self::dead::{DeadRule, Why, dead_rules};
 pub use self::example::{Example, HttpExample, TokenExample};
 pub(crate) use self::terms::Site;
 use self::{
@@ -85,6 +87,16 @@ pub fn of(
     destination: &WorkloadName,
     asked: &Asked,
 ) -> Result<Vec<Callers>, TooMany> {
+    all_of(sets, destination, asked, false)
+}
+
+/// `through`: requests are asked about even where the connection is not allowed.
+fn all_of(
+    sets: &[&PolicySet],
+    destination: &WorkloadName,
+    asked: &Asked,
+    through: bool,
+) -> Result<Vec<Callers>, TooMany> {
     let sites: Vec<Site<'_>> = sets
         .iter()
         .filter_map(|set| set.site(destination))
@@ -116,7 +128,7 @@ pub fn of(
         let mut example = start.clone();
         example.identity = members.first().and_then(|first| first.identity.clone());
         all.push(Callers {
-            examples: space.examples(&key.0, example)?,
+            examples: space.examples(&key.0, example, through)?,
             all: members,
         });
     }
@@ -322,14 +334,19 @@ impl<'a> Space<'a> {
     }
 
     /// An example of each class that begins so.
-    fn examples(&self, dead: &Bits, start: Example) -> Result<Vec<Example>, TooMany> {
+    fn examples(
+        &self,
+        dead: &Bits,
+        start: Example,
+        through: bool,
+    ) -> Result<Vec<Example>, TooMany> {
         let mut first = dead.clone();
         self.collapse(&mut first);
         let stand = self.widen(vec![(first, start)], &self.connection)?;
         // Where nobody lets the connection stand, nothing is asked on it.
-        let (go_on, over): (Vec<_>, Vec<_>) = stand
-            .into_iter()
-            .partition(|(_, example)| self.sites.iter().any(|site| site.connects(example)));
+        let (go_on, over): (Vec<_>, Vec<_>) = stand.into_iter().partition(|(_, example)| {
+            through || self.sites.iter().any(|site| site.connects(example))
+        });
         let all = self.widen(go_on, &self.request)?;
         Ok(over
             .into_iter()

@@ -4,7 +4,10 @@ use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
 
 use anstyle::{AnsiColor, Style};
 use clap::Args;
-use postern_policies::{Defaults, Diagnostic, PolicySet, Severity, SourceFile};
+use postern_policies::{
+    Defaults, Diagnostic, PolicySet, Severity, SourceFile,
+    classes::{self, DeadRule, TooMany, Why},
+};
 
 use super::{Reading, read, show};
 
@@ -37,11 +40,19 @@ impl Check {
         }
         match PolicySet::load(&files, &self.reading.options(Defaults::STRICT)) {
             Ok(loaded) => {
-                show(&loaded.warnings, &files);
+                let mut warnings = loaded.warnings;
+                match classes::dead_rules(&loaded.set) {
+                    Ok(dead) => warnings.extend(dead.iter().map(never_matters)),
+                    Err(TooMany) => anstream::eprintln!(
+                        "note: there are too many rules to look for those that never matter"
+                    ),
+                }
+                warnings.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+                show(&warnings, &files);
                 anstream::eprintln!(
                     "{} files, no mistakes, {} warnings",
                     files.len(),
-                    loaded.warnings.len()
+                    warnings.len()
                 );
                 ExitCode::SUCCESS
             }
@@ -51,6 +62,33 @@ impl Check {
                 ExitCode::FAILURE
             }
         }
+    }
+}
+
+/// A rule that no access needs.
+fn never_matters(dead: &DeadRule) -> Diagnostic {
+    let DeadRule { rule, why } = dead;
+    let number = rule.rule.unwrap_or_default();
+    let (message, hint) = match why {
+        Why::Never => (
+            format!("rule {number} of `{}` can never match", rule.policy),
+            "its fields exclude each other".to_owned(),
+        ),
+        Why::Denied(by) => (
+            format!(
+                "rule {number} of `{}` never matters: all that it allows is denied",
+                rule.policy
+            ),
+            format!("by `{}`, {}:{}", by.policy, by.file.display(), by.line),
+        ),
+    };
+    Diagnostic {
+        severity: Severity::Warning,
+        file: rule.file.to_path_buf(),
+        line: rule.line,
+        column: 1,
+        message,
+        hint: Some(hint),
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! After this nothing is left that could fail when a decision is asked for.
 
+mod spots;
+
 use std::{
     collections::{BTreeMap, HashMap},
     path::Path,
@@ -22,6 +24,8 @@ use crate::{
     parse::NAMESPACE_NAME,
     set::Options,
 };
+
+pub(crate) use spots::Spots;
 
 /// What PeerAuthentication says about plaintext on one port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +61,8 @@ pub(crate) struct Entry {
     pub(crate) custom: Vec<usize>,
     pub(crate) deny: Vec<usize>,
     pub(crate) allow: Vec<usize>,
+    /// The rules of the three before, found by who asks.
+    pub(crate) spots: [Spots; 3],
     /// AUDIT and dry-run policies: they have no say.
     pub(crate) silent: Vec<usize>,
     pub(crate) mtls: Mtls,
@@ -246,7 +252,14 @@ fn entry(
     let with_a_say = |action: authorization::Action| {
         authorization(&|policy| !policy.dry_run && policy.action == action)
     };
+    let (custom, deny, allow) = (
+        with_a_say(authorization::Action::Custom),
+        with_a_say(authorization::Action::Deny),
+        with_a_say(authorization::Action::Allow),
+    );
+    let all = &compiled.authorization;
     Entry {
+        spots: [&custom, &deny, &allow].map(|places| Spots::of(all, places)),
         ingress: network(|policy| policy.ingress.is_some()),
         egress: network(|policy| policy.egress.is_some()),
         requests: places(
@@ -255,9 +268,9 @@ fn entry(
             home_and_root,
             |policy| selects(&policy.selector),
         ),
-        custom: with_a_say(authorization::Action::Custom),
-        deny: with_a_say(authorization::Action::Deny),
-        allow: with_a_say(authorization::Action::Allow),
+        custom,
+        deny,
+        allow,
         silent: authorization(&|policy| {
             policy.dry_run || policy.action == authorization::Action::Audit
         }),

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use super::{DecidedBy, Decision, Peer, PolicyKind, Question, Stage, Verdict, token};
 use crate::{
-    compile::{Compiled, origin},
+    compile::{Compiled, Spots, origin},
     model::{
         authorization_policy::{Action, AuthorizationPolicy, Field, FieldMatch, Rule},
         pattern::Pattern,
@@ -24,7 +24,8 @@ pub(crate) fn decide(question: &Question<'_>) -> Decision {
     let Some(own) = question.destination() else {
         return decision(question.defaults.authorization, DecidedBy::Default);
     };
-    for denying in [&own.custom, &own.deny] {
+    let [custom, deny, allow] = &own.spots;
+    for denying in [custom, deny] {
         if let Some(origin) = first_match(question, denying) {
             return decision(Verdict::Deny, origin);
         }
@@ -32,7 +33,7 @@ pub(crate) fn decide(question: &Question<'_>) -> Decision {
     if own.allow.is_empty() {
         return decision(question.defaults.authorization, DecidedBy::Default);
     }
-    match first_match(question, &own.allow) {
+    match first_match(question, allow) {
         Some(origin) => decision(Verdict::Allow, origin),
         None => decision(
             Verdict::Deny,
@@ -58,18 +59,16 @@ pub(crate) fn observed(question: &Question<'_>) -> Observed {
     observed
 }
 
-fn first_match(question: &Question<'_>, places: &[usize]) -> Option<DecidedBy> {
-    policies(question, places).find_map(|policy| {
-        let (place, rule) = (0..)
-            .zip(&policy.rules)
-            .find(|(_, rule)| rule_matches(question, policy.action, rule))?;
-        let kind = PolicyKind::AuthorizationPolicy;
-        Some(DecidedBy::Rule(origin(
-            kind,
-            &policy.meta,
-            Some(place),
-            rule.at.line,
-        )))
+fn first_match(question: &Question<'_>, spots: &Spots) -> Option<DecidedBy> {
+    let principal = identity(question).map(|id| id.principal());
+    spots.candidates(principal).find_map(|spot| {
+        let at = |place| usize::try_from(place).unwrap_or(usize::MAX);
+        let policy = question.compiled.authorization.get(at(spot.policy))?;
+        let rule = policy.rules.get(at(spot.rule))?;
+        rule_matches(question, policy.action, rule).then(|| {
+            let kind = PolicyKind::AuthorizationPolicy;
+            DecidedBy::Rule(origin(kind, &policy.meta, Some(spot.rule), rule.at.line))
+        })
     })
 }
 

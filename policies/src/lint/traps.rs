@@ -7,6 +7,7 @@ use crate::{
     model::{
         Documents, Meta,
         authorization_policy::{Action, AuthorizationPolicy, Field, FieldMatch},
+        labels,
         network_policy::NetworkPolicy,
         pattern::Pattern,
         peer_authentication::PeerAuthentication,
@@ -31,10 +32,14 @@ pub(super) fn look(documents: &Documents, options: &Options, warnings: &mut Vec<
                 paths(policy, field, options, &mut say);
                 hosts(field, &mut say);
                 nobody(field, documents, &mut say);
+                other_domain(field, options, &mut say);
             }
         }
         open_root(policy, options, warnings);
+        dropped_on_tcp(policy, warnings);
+        not_http(policy, documents, options, warnings);
     }
+    ties(documents, warnings);
     behind_deny(documents, options, warnings);
     for policy in &documents.peer_authentications {
         plaintext(policy, options, warnings);
@@ -141,6 +146,110 @@ fn nobody(field: &FieldMatch, documents: &Documents, say: &mut impl FnMut(String
     }
 }
 
+/// Istio rewrites `cluster.local` in whole principals alone.
+fn other_domain(field: &FieldMatch, options: &Options, say: &mut impl FnMut(String, &str)) {
+    let own = options.trust_domain.as_str();
+    let aliases = options.trust_domain_aliases.iter();
+    let is_own = std::iter::once(own)
+        .chain(aliases.map(postern_spiffe::TrustDomain::as_str))
+        .any(|name| name == "cluster.local");
+    if field.field != Field::Principal || is_own {
+        return;
+    }
+    for pattern in &field.patterns {
+        if let Pattern::Prefix(text) = pattern
+            && text.starts_with("cluster.local/")
+        {
+            say(
+                format!("principal `{pattern}` never matches: the trust domain is `{own}`"),
+                "`cluster.local` stands for the own trust domain in whole principals alone",
+            );
+        }
+    }
+}
+
+/// One HTTP field drops the whole ALLOW rule where no HTTP is spoken, its pure ports too.
+fn dropped_on_tcp(policy: &AuthorizationPolicy, warnings: &mut Vec<Diagnostic>) {
+    let is_tcp = |fields: &Vec<FieldMatch>| fields.iter().all(|one| !one.field.is_http_only());
+    for rule in &policy.rules {
+        let mixed = rule.to.iter().any(is_tcp) && !rule.to.iter().all(is_tcp);
+        if policy.action == Action::Allow && mixed {
+            let message = format!(
+                "rule of `{}`: opaque TCP is not allowed by it, not even on the ports that it names                  alone, because another item of `to` names HTTP",
+                policy.meta.full_name
+            );
+            let hint = Some("make two rules of it".into());
+            warn(&policy.meta, rule.at, message, hint, warnings);
+        }
+    }
+}
+
+/// HTTP fields for ports whose names say that no HTTP is spoken there.
+fn not_http(
+    policy: &AuthorizationPolicy,
+    documents: &Documents,
+    options: &Options,
+    warnings: &mut Vec<Diagnostic>,
+) {
+    let everywhere = policy.meta.namespace == options.root_namespace;
+    let selected = documents.workloads.iter().filter(|(meta, workload)| {
+        (everywhere || meta.namespace == policy.meta.namespace)
+            && labels::contains(&workload.labels, &policy.selector)
+    });
+    let served: Vec<_> = selected.flat_map(|(_, workload)| &workload.ports).collect();
+    for rule in policy
+        .rules
+        .iter()
+        .filter(|rule| rule.fields().any(|one| one.field.is_http_only()))
+    {
+        let named = rule
+            .fields()
+            .filter(|one| one.field == Field::DestinationPort && !one.negated);
+        for pattern in named.flat_map(|one| &one.patterns) {
+            let Pattern::Port(number) = pattern else {
+                continue;
+            };
+            let port = served.iter().find(|port| port.port == *number);
+            let Some(name) = port.and_then(|port| port.name.as_deref()) else {
+                continue;
+            };
+            let protocol = name.split('-').next().unwrap_or_default();
+            if OPAQUE.contains(&protocol) {
+                let effect = match policy.action {
+                    Action::Allow => "never matches there",
+                    _ => "matches every connection there",
+                };
+                let message = format!(
+                    "rule of `{}`: port {number} is `{name}`, HTTP is not read on it, so the rule {effect}",
+                    policy.meta.full_name
+                );
+                warn(&policy.meta, rule.at, message, None, warnings);
+            }
+        }
+    }
+}
+
+/// Of PeerAuthentications in one place the oldest counts; of equally old ones, the first by name.
+fn ties(documents: &Documents, warnings: &mut Vec<Diagnostic>) {
+    let all = &documents.peer_authentications;
+    for (place, policy) in all.iter().enumerate() {
+        let other = all.iter().take(place).find(|other| {
+            other.meta.namespace == policy.meta.namespace
+                && other.selector == policy.selector
+                && other.meta.created == policy.meta.created
+        });
+        if let Some(other) = other {
+            let message = format!(
+                "PeerAuthentications `{}` and `{}` say something about the same workloads and are equally \
+                 old: the first by name counts, the other not at all",
+                other.meta.full_name, policy.meta.full_name
+            );
+            let hint = Some("make one of them".into());
+            warn(&policy.meta, policy.meta.at, message, hint, warnings);
+        }
+    }
+}
+
 /// ALLOW policies are one union: what root leaves out, any namespace can add.
 fn open_root(policy: &AuthorizationPolicy, options: &Options, warnings: &mut Vec<Diagnostic>) {
     if policy.action == Action::Allow
@@ -188,6 +297,12 @@ fn behind_deny(documents: &Documents, options: &Options, warnings: &mut Vec<Diag
         }
     }
 }
+
+/// What the names of ports begin with where no HTTP is spoken, as Istio has it.
+const OPAQUE: [&str; 12] = [
+    "tcp", "tls", "udp", "mongo", "mysql", "redis", "postgres", "smtp", "nats", "kafka", "amqp",
+    "dns",
+];
 
 fn plaintext(policy: &PeerAuthentication, options: &Options, warnings: &mut Vec<Diagnostic>) {
     if policy.meta.namespace == options.root_namespace && !policy.selector.is_empty() {

@@ -200,10 +200,16 @@ fn istio_selector(
         return Some(Default::default());
     };
     let fields = Fields::of(node, "selector", &["matchLabels"], problems)?;
-    let Some(node) = fields.get("matchLabels") else {
-        return Some(Default::default());
+    let labels = match fields.get("matchLabels") {
+        Some(node) => fields::labels(node, "matchLabels", problems)?,
+        None => Default::default(),
     };
-    fields::labels(node, "matchLabels", problems)
+    if labels.is_empty() {
+        let hint = "leave `selector` away to say so";
+        let message = "a selector without labels selects every workload of the namespace";
+        problems.warn(node.at, message, hint);
+    }
+    Some(labels)
 }
 
 /// Istio ignores a whole policy, even a DENY, where its `targetRefs` mean nothing. Here it is

@@ -1,4 +1,4 @@
-//! One spelling for each path, before anything is judged. Pure.
+//! One spelling for each path and each host, before anything is judged. Pure.
 //!
 //! What is judged is what is forwarded. What two programs could read differently is refused, where
 //! Envoy would guess: an escaped slash, a backslash, a path that leaves its root.
@@ -6,7 +6,11 @@
 //! Spec: RFC 3986 section 6.2.2; the options are those of Istio's
 //! `meshConfig.pathNormalization.normalization`.
 
+mod host;
+
 use std::borrow::Cow;
+
+pub use self::host::{HostRefused, host};
 
 /// How much is brought into one spelling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

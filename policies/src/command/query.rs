@@ -179,6 +179,14 @@ impl ParsedHttp {
         if http.method.is_none() {
             refused = Some("the request's method is not known".into());
         }
+        let host = match http.host.as_deref().map(normalize::host) {
+            Some(Ok(host)) => Some(host.into_owned()),
+            Some(Err(refusal)) => {
+                refused = refused.or(Some(refusal.to_string()));
+                None
+            }
+            None => None,
+        };
         let mut headers = HeaderMap::default();
         for (name, values) in http.headers.unwrap_or_default() {
             headers
@@ -191,7 +199,7 @@ impl ParsedHttp {
             method: http.method.unwrap_or_default(),
             path,
             refused,
-            host: http.host,
+            host,
             headers,
         }
     }

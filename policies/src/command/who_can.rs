@@ -83,12 +83,20 @@ impl WhoCan {
             ),
             None => None,
         };
+        let host = match &self.host {
+            Some(host) => Some(
+                normalize::host(host)
+                    .map_err(|refused| format!("`{host}`: {refused}"))?
+                    .into_owned(),
+            ),
+            None => None,
+        };
         let asked = Asked {
             http: path.is_some(),
             port: Some((self.port, protocol)),
             method: Some(self.method.clone()),
             path,
-            host: self.host.clone(),
+            host,
         };
         let groups = classes::of(&[set], &name, &asked).map_err(|error| error.to_string())?;
         let mut allowed = 0;

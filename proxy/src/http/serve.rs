@@ -14,7 +14,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use postern_policies::normalize::{self, PathNormalization, PathRefused};
+use postern_policies::normalize::{self, HostRefused, PathNormalization, PathRefused};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
@@ -88,6 +88,8 @@ pub(crate) enum Malformed {
     Length,
     #[error("HTTP/1.0 has no transfer encoding")]
     OldEncoding,
+    #[error(transparent)]
+    HostForm(#[from] HostRefused),
     #[error(transparent)]
     Path(#[from] PathRefused),
 }
@@ -184,22 +186,16 @@ fn host(uri: &Uri, headers: &HeaderMap) -> Result<String, Malformed> {
             .map(|value| value.to_str().map_err(|_| Malformed::Host))
             .transpose()?,
     };
-    match (uri.authority(), field) {
-        (Some(target), _) if target.as_str().contains('@') => Err(Malformed::Host),
-        (Some(target), Some(field)) if !target.as_str().eq_ignore_ascii_case(field) => {
-            Err(Malformed::HostMismatch)
-        }
-        (Some(target), _) => Ok(target.as_str().to_owned()),
-        (None, Some(field)) if is_host(field) => Ok(field.to_owned()),
-        _ => Err(Malformed::Host),
+    let field = field.map(normalize::host).transpose()?;
+    let target = uri
+        .authority()
+        .map(|target| normalize::host(target.as_str()))
+        .transpose()?;
+    match (target, field) {
+        (Some(target), Some(field)) if target != field => Err(Malformed::HostMismatch),
+        (Some(host), _) | (None, Some(host)) => Ok(host.into_owned()),
+        (None, None) => Err(Malformed::Host),
     }
-}
-
-/// A name or address, with a port or without.
-fn is_host(text: &str) -> bool {
-    let good =
-        |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
-    !text.is_empty() && text.chars().all(good)
 }
 
 /// An answer of our own.

@@ -13,6 +13,7 @@ use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
 use http::{HeaderMap, Request};
 use postern_policies::{
     Options, PolicySet, SourceFile,
+    decide::{Access, Destination, Direction, HttpRequest, NoHeaders, Peer, Protocol, Source},
     model::{request_authentication::JwtRule, workload::WorkloadName},
 };
 use serde_json::{Value, json};
@@ -263,16 +264,38 @@ async fn a_rule_accepts_only_what_its_own_keys_signed() {
         rule(&two, &json!({"audiences": ["api"]})),
     ]);
     // Signed by the first, for the audience of the second: neither accepts it.
-    let verified = ask(&rules, &bearer(&one.token(&good())))
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(verified.token().verified_by, Some(&[0][..]));
-    let verified = ask(&rules, &bearer(&two.token(&good())))
-        .await
-        .unwrap()
-        .unwrap();
-    assert_eq!(verified.token().verified_by, Some(&[1][..]));
+    let set = set(&rules.to_string());
+    for (signer, verified_by, accepted_by) in [(&one, 0, None), (&two, 1, Some(1))] {
+        let verified = ask(&rules, &bearer(&signer.token(&good())))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(verified.token().verified_by, Some(&[verified_by][..]));
+        let access = Access {
+            direction: Direction::Inbound,
+            source: Source {
+                peer: Peer::Plaintext,
+                ip: None,
+                namespace: None,
+                labels: None,
+            },
+            destination: Destination {
+                workload: Some(&web()),
+                ip: None,
+                port: 80,
+                protocol: Protocol::Tcp,
+            },
+            http: Some(HttpRequest {
+                method: "GET",
+                path: "/",
+                host: None,
+                headers: &NoHeaders,
+            }),
+            token: Some(verified.token()),
+            sni: None,
+        };
+        assert_eq!(set.token_rule(&access), accepted_by);
+    }
 }
 
 #[tokio::test]

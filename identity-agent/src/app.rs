@@ -98,6 +98,7 @@ fn open(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Agent> {
     let lifetimes = Lifetimes {
         root: config.ca_ttl,
         svid: config.svid_ttl,
+        jwt: config.jwt_ttl,
     };
     let authority = Authority::open(
         &config.state,
@@ -188,7 +189,7 @@ async fn rotate(agent: Arc<Agent>) {
         match agent.authority.rotate(SystemTime::now()) {
             Ok(Rotation::None) => {}
             Ok(Rotation::Changed) => {
-                tracing::info!("the roots have changed");
+                tracing::info!("the roots or the keys of tokens have changed");
                 agent.renew_lists();
                 agent.announce();
             }

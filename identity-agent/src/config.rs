@@ -13,6 +13,8 @@ use postern_policies::{
 };
 use postern_spiffe::TrustDomain;
 
+use crate::authority::Lifetimes;
+
 /// Everything that an agent needs to know. All paths are absolute or relative to the caller.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -34,6 +36,8 @@ pub struct Config {
     pub ca_ttl: Duration,
     /// An SVID's lifetime, unless its Workload says otherwise.
     pub svid_ttl: Duration,
+    /// A JWT-SVID's lifetime.
+    pub jwt_ttl: Duration,
     /// How often callers and pods are looked at again.
     pub reattest: Duration,
 }
@@ -83,7 +87,7 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
         None => Some(folder.join("workloads")),
     };
     let attestors = attestors(&all, problems);
-    let (ca_ttl, svid_ttl) = lifetimes(&all, problems)?;
+    let lifetimes = lifetimes(&all, problems)?;
     let reattest = match section(&all, "reattest", &["every"], problems) {
         Some(section) => duration(&section, "every", Duration::from_secs(5), problems),
         None => Some(Duration::from_secs(5)),
@@ -110,8 +114,9 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
         health: health?,
         workloads: workloads?,
         attestors: attestors?,
-        ca_ttl,
-        svid_ttl,
+        ca_ttl: lifetimes.root,
+        svid_ttl: lifetimes.svid,
+        jwt_ttl: lifetimes.jwt,
         reattest: reattest?,
     })
 }
@@ -149,28 +154,30 @@ fn attestors(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Attestors>
     Some(attestors)
 }
 
-fn lifetimes(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<(Duration, Duration)> {
-    let (mut root, mut svid) = (Duration::from_secs(24 * 3600), Duration::from_secs(3600));
-    if let Some(section) = section(all, "authority", &["caTTL", "svidTTL", "jwtTTL"], problems) {
-        root = duration(&section, "caTTL", root, problems)?;
-        svid = duration(&section, "svidTTL", svid, problems)?;
-        if let Some(node) = section.get("jwtTTL") {
-            problems.error(
-                node.at,
-                "`authority.jwtTTL`: JWT-SVIDs are not supported yet",
-            );
-        }
-        // The next root begins to sign in the last sixth; what the old one signed just before
-        // must have ended by then.
-        if root < svid * 6 {
+fn lifetimes(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Lifetimes> {
+    let mut lifetimes = Lifetimes {
+        root: Duration::from_secs(24 * 3600),
+        svid: Duration::from_secs(3600),
+        jwt: Duration::from_secs(5 * 60),
+    };
+    let Some(section) = section(all, "authority", &["caTTL", "svidTTL", "jwtTTL"], problems) else {
+        return Some(lifetimes);
+    };
+    lifetimes.root = duration(&section, "caTTL", lifetimes.root, problems)?;
+    lifetimes.svid = duration(&section, "svidTTL", lifetimes.svid, problems)?;
+    lifetimes.jwt = duration(&section, "jwtTTL", lifetimes.jwt, problems)?;
+    // The next root, and the next key of tokens, begin to sign in the last sixth; what the old ones
+    // signed just before must have ended by then.
+    for (name, life) in [("svidTTL", lifetimes.svid), ("jwtTTL", lifetimes.jwt)] {
+        if lifetimes.root < life * 6 {
             problems.error_with(
                 section.at,
-                "`authority.caTTL` must be at least six times `authority.svidTTL`",
+                format!("`authority.caTTL` must be at least six times `authority.{name}`"),
                 "or SVIDs are cut short at the end of a root",
             );
         }
     }
-    Some((root, svid))
+    Some(lifetimes)
 }
 
 /// The fields of a part of the file, if it is there.

@@ -48,6 +48,8 @@ pub struct Metrics {
     pub streams: Gauge,
     /// X.509-SVIDs issued.
     pub svids_issued: Counter,
+    /// JWT-SVIDs issued.
+    pub jwt_svids_issued: Counter,
     /// Requests refused, by reason.
     pub refused: Family<ReasonLabel, Counter>,
     /// Deviations from a baseline.
@@ -76,6 +78,7 @@ impl Metrics {
             registry: Registry::with_prefix("postern_agent"),
             streams: Gauge::default(),
             svids_issued: Counter::default(),
+            jwt_svids_issued: Counter::default(),
             refused: Family::default(),
             deviations: Counter::default(),
             svids_revoked: Counter::default(),
@@ -93,6 +96,11 @@ impl Metrics {
             "svids_issued",
             "X.509-SVIDs issued",
             metrics.svids_issued.clone(),
+        );
+        all.register(
+            "jwt_svids_issued",
+            "JWT-SVIDs issued",
+            metrics.jwt_svids_issued.clone(),
         );
         all.register(
             "requests_refused",

@@ -138,7 +138,7 @@ fn issuer(root: &Root) -> Result<Issuer<'_, &KeyPair>, StateError> {
 }
 
 /// 127 random bits: a serial number is positive, and unforeseeable.
-fn random_serial() -> Result<Vec<u8>, StateError> {
+pub(super) fn random_serial() -> Result<Vec<u8>, StateError> {
     let mut serial = [0; 16];
     SystemRandom::new()
         .fill(&mut serial)
@@ -154,7 +154,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Certificates count in seconds.
-fn whole_seconds(time: SystemTime) -> SystemTime {
+pub(super) fn whole_seconds(time: SystemTime) -> SystemTime {
     let since = time
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();

@@ -4,6 +4,7 @@
 //! whole, on disk before in memory, so that nothing is handed out that a crash could forget.
 
 mod issue;
+mod jwt;
 mod state;
 
 use std::{
@@ -12,11 +13,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use postern_spiffe::{SpiffeId, TrustDomain};
+use postern_spiffe::{JwtBundle, SpiffeId, TrustDomain};
 
 pub use issue::Issued;
+use jwt::JwtKey;
 pub use state::StateError;
-use state::{Folder, Revoked, Root, State};
+use state::{Folder, Revoked, State};
 
 /// Signs for one trust domain.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub struct Lifetimes {
     pub root: Duration,
     /// An SVID whose Workload says nothing else.
     pub svid: Duration,
+    /// A JWT-SVID.
+    pub jwt: Duration,
 }
 
 /// What happened to the roots.
@@ -106,6 +110,30 @@ impl Authority {
         issue::svid(root, id, dns_names, lifetime, now)
     }
 
+    /// Issues a JWT-SVID for these audiences. It lives as long as the configuration says, and never
+    /// longer than its key.
+    ///
+    /// # Errors
+    /// [`StateError::NoJwtKey`] and [`StateError::Token`]; callers give no token.
+    pub fn issue_jwt(
+        &self,
+        id: &SpiffeId,
+        audience: &[String],
+        now: SystemTime,
+    ) -> Result<String, StateError> {
+        let state = self.state();
+        let key = active(&state.jwt_keys, now).ok_or(StateError::NoJwtKey)?;
+        key.sign(id, audience, self.lifetimes.jwt, now)
+    }
+
+    /// The keys that sign JWT-SVIDs, and those that soon will.
+    pub fn jwt_bundle(&self) -> JwtBundle {
+        let state = self.state();
+        let keys = state.jwt_keys.iter();
+        let keys = keys.map(|key| (key.id.as_str(), key.point.as_slice()));
+        JwtBundle::of_p256(self.trust_domain.clone(), keys)
+    }
+
     /// The roots of the trust domain in DER, one after the other: those that sign and those that
     /// soon will.
     pub fn bundle(&self) -> Vec<u8> {
@@ -164,29 +192,28 @@ impl Authority {
         written
     }
 
-    /// Prepares the next root and lets go of expired ones, if it is time.
+    /// Prepares the next root and the next key of tokens, and lets go of expired ones, if it is time.
     ///
     /// # Errors
     /// [`StateError`] when it cannot be written down; nothing changes then, and the next call
     /// tries again.
     pub fn rotate(&self, now: SystemTime) -> Result<Rotation, StateError> {
         let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut roots: Vec<Arc<Root>> = guard
-            .roots
-            .iter()
-            .filter(|root| root.not_after > now)
-            .cloned()
-            .collect();
-        if let Some(active_from) = next_root_due(&roots, now) {
-            let root = issue::new_root(&self.trust_domain, self.lifetimes.root, now, active_from)?;
-            roots.push(Arc::new(root));
-        } else if roots.len() == guard.roots.len() {
+        let mut next = State::clone(&guard);
+        let lifetime = self.lifetimes.root;
+        next.roots.retain(|root| root.not_after > now);
+        next.jwt_keys.retain(|key| key.life.not_after > now);
+        if let Some(active_from) = next_due(&next.roots, now) {
+            let root = issue::new_root(&self.trust_domain, lifetime, now, active_from)?;
+            next.roots.push(Arc::new(root));
+        }
+        if let Some(active_from) = next_due(&next.jwt_keys, now) {
+            let key = JwtKey::make(lifetime, now, active_from)?;
+            next.jwt_keys.push(Arc::new(key));
+        }
+        if is_same(&next.roots, &guard.roots) && is_same(&next.jwt_keys, &guard.jwt_keys) {
             return Ok(Rotation::None);
         }
-        let next = State {
-            roots,
-            ..State::clone(&guard)
-        };
         self.folder.write(&self.trust_domain, &next)?;
         *guard = Arc::new(next);
         Ok(Rotation::Changed)
@@ -211,31 +238,53 @@ pub struct RevokedSvid {
     pub expires: SystemTime,
 }
 
-/// The root that signs now: of those that may, the one that was given the task last.
-fn active(roots: &[Arc<Root>], now: SystemTime) -> Option<&Root> {
-    roots
-        .iter()
-        .filter(|root| root.active_from <= now && now < root.not_after)
-        .max_by_key(|root| root.active_from)
-        .map(|root| &**root)
+/// When something that signs lives, and from when on it signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Life {
+    not_before: SystemTime,
+    active_from: SystemTime,
+    not_after: SystemTime,
 }
 
-/// Is it time for a new root, and from when on shall it sign?
+/// Something that signs for a while: a root, or a key of tokens.
+trait Lived {
+    fn life(&self) -> Life;
+}
+
+/// The one that signs now: of those that may, the one that was given the task last.
+fn active<T: Lived>(all: &[Arc<T>], now: SystemTime) -> Option<&T> {
+    all.iter()
+        .filter(|one| one.life().active_from <= now && now < one.life().not_after)
+        .max_by_key(|one| one.life().active_from)
+        .map(|one| &**one)
+}
+
+/// Is it time for a new one, and from when on shall it sign?
 ///
 /// It is made when the active one has lived half of its life, so that every bundle has it long
-/// before anything is signed by it, and signs from the last sixth on. Where no root is left, as
-/// after a long stop, it signs at once.
-fn next_root_due(roots: &[Arc<Root>], now: SystemTime) -> Option<SystemTime> {
-    let Some(root) = active(roots, now) else {
+/// before anything is signed by it, and signs from the last sixth on. Where none is left, as after
+/// a long stop, it signs at once.
+fn next_due<T: Lived>(all: &[Arc<T>], now: SystemTime) -> Option<SystemTime> {
+    let Some(active) = active(all, now) else {
         return Some(now);
     };
-    let is_prepared = roots.iter().any(|other| other.active_from > now);
-    let life = root
-        .not_after
-        .duration_since(root.not_before)
-        .unwrap_or_default();
-    let is_due = now >= root.not_before + life / 2;
-    (is_due && !is_prepared).then(|| root.not_after - life / 6)
+    let is_prepared = all.iter().any(|other| other.life().active_from > now);
+    let Life {
+        not_before,
+        not_after,
+        ..
+    } = active.life();
+    let life = not_after.duration_since(not_before).unwrap_or_default();
+    let is_due = now >= not_before + life / 2;
+    (is_due && !is_prepared).then(|| not_after - life / 6)
+}
+
+fn is_same<T>(one: &[Arc<T>], other: &[Arc<T>]) -> bool {
+    one.len() == other.len()
+        && one
+            .iter()
+            .zip(other)
+            .all(|(one, other)| Arc::ptr_eq(one, other))
 }
 
 #[cfg(test)]

@@ -22,11 +22,15 @@ use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
+use super::{Life, Lived, jwt::JwtKey};
+
 /// Everything the authority must not forget.
 #[derive(Debug, Clone, Default)]
 pub(super) struct State {
     /// Oldest first.
     pub(super) roots: Vec<Arc<Root>>,
+    /// Oldest first.
+    pub(super) jwt_keys: Vec<Arc<JwtKey>>,
     pub(super) revoked: Vec<Revoked>,
     pub(super) list_number: u64,
 }
@@ -40,6 +44,16 @@ pub(super) struct Root {
     pub(super) not_after: SystemTime,
     /// From when on it signs.
     pub(super) active_from: SystemTime,
+}
+
+impl Lived for Root {
+    fn life(&self) -> Life {
+        Life {
+            not_before: self.not_before,
+            active_from: self.active_from,
+            not_after: self.not_after,
+        }
+    }
 }
 
 impl Root {
@@ -124,6 +138,12 @@ pub enum StateError {
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Crypto(#[from] rcgen::Error),
+    /// There is no key that may sign tokens now.
+    #[error("there is no key that may sign tokens now")]
+    NoJwtKey,
+    /// A token could not be made.
+    #[error("cannot sign a token")]
+    Token,
     /// There are no random numbers.
     #[error("the system gives no random numbers")]
     Random,
@@ -246,6 +266,9 @@ struct Written {
     version: u32,
     trust_domain: String,
     roots: Vec<WrittenRoot>,
+    /// From version 2 on.
+    #[serde(default)]
+    jwt_keys: Vec<WrittenJwtKey>,
     revoked: Vec<WrittenRevoked>,
     list_number: u64,
 }
@@ -257,6 +280,17 @@ struct WrittenRoot {
     certificate: String,
     key: Zeroizing<String>,
     active_from: u64,
+}
+
+/// The key in base64 of PKCS#8; times in seconds since 1970.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WrittenJwtKey {
+    id: String,
+    key: Zeroizing<String>,
+    not_before: u64,
+    active_from: u64,
+    not_after: u64,
 }
 
 /// Serial numbers in base64; times in seconds since 1970.
@@ -285,6 +319,17 @@ impl Written {
                     active_from: seconds(root.active_from),
                 })
                 .collect(),
+            jwt_keys: state
+                .jwt_keys
+                .iter()
+                .map(|key| WrittenJwtKey {
+                    id: key.id.clone(),
+                    key: Zeroizing::new(BASE64_STANDARD.encode(&*key.pkcs8)),
+                    not_before: seconds(key.life.not_before),
+                    active_from: seconds(key.life.active_from),
+                    not_after: seconds(key.life.not_after),
+                })
+                .collect(),
             revoked: state
                 .revoked
                 .iter()
@@ -300,9 +345,9 @@ impl Written {
     }
 
     fn meaning(self, wanted: &TrustDomain) -> Result<State, StateError> {
-        if self.version != VERSION {
+        if !(FIRST_VERSION..=VERSION).contains(&self.version) {
             return Err(StateError::damaged(format!(
-                "it has version {}, and this program knows version {VERSION}",
+                "it has version {}, and this program knows versions {FIRST_VERSION} to {VERSION}",
                 self.version
             )));
         }
@@ -322,8 +367,10 @@ impl Written {
         X509Bundle::new(wanted.clone(), certificates)
             .map_err(|error| StateError::damaged(error.to_string()))?;
         let revoked = self.revoked.into_iter().map(WrittenRevoked::meaning);
+        let jwt_keys = self.jwt_keys.into_iter().map(WrittenJwtKey::meaning);
         Ok(State {
             roots,
+            jwt_keys: jwt_keys.collect::<Result<_, _>>()?,
             revoked: revoked.collect::<Result<_, _>>()?,
             list_number: self.list_number,
         })
@@ -336,6 +383,20 @@ impl WrittenRoot {
         let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(key.as_slice()))
             .map_err(|_| StateError::damaged("a root's key cannot be read"))?;
         Root::new(decode(&self.certificate)?, key, time(self.active_from))
+    }
+}
+
+impl WrittenJwtKey {
+    fn meaning(self) -> Result<Arc<JwtKey>, StateError> {
+        let pkcs8 = Zeroizing::new(decode(&self.key)?);
+        let life = Life {
+            not_before: time(self.not_before),
+            active_from: time(self.active_from),
+            not_after: time(self.not_after),
+        };
+        JwtKey::of(self.id, pkcs8, life)
+            .map(Arc::new)
+            .map_err(|_| StateError::damaged("a key that signs tokens cannot be read"))
     }
 }
 
@@ -372,4 +433,6 @@ fn time(seconds: u64) -> SystemTime {
 const FILE: &str = "authority.json";
 const FRESH: &str = "authority.json.new";
 const LOCK: &str = "lock";
-const VERSION: u32 = 1;
+/// What is written; before it there were no keys that sign tokens.
+const VERSION: u32 = 2;
+const FIRST_VERSION: u32 = 1;

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, ValueEnum};
 use postern_proto::workload_api::{X509svid, X509svidRequest, X509svidResponse};
@@ -23,7 +23,7 @@ use tonic::Code;
 use super::{
     Endpoint, Output,
     client::{connect, refused, request, within},
-    duration,
+    duration, jwt,
 };
 
 /// Fetches the caller's identities
@@ -35,6 +35,9 @@ pub(super) struct Fetch {
 
     #[command(flatten)]
     endpoint: Endpoint,
+
+    #[command(flatten)]
+    wanted: jwt::Wanted,
 
     /// `pretty` on a terminal and `json` elsewhere, unless given
     #[arg(long, value_enum)]
@@ -57,6 +60,8 @@ pub(super) struct Fetch {
 enum Kind {
     /// X.509-SVIDs
     X509,
+    /// JWT-SVIDs
+    Jwt,
 }
 
 /// Shows every update of the caller's identities
@@ -72,7 +77,15 @@ pub(super) struct Watch {
 
 impl Fetch {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let Kind::X509 = self.kind;
+        if self.kind == Kind::Jwt {
+            ensure!(self.write.is_none(), "-write is for X.509-SVIDs");
+            let path = self.endpoint.path()?;
+            return jwt::fetch(&path, self.wanted, self.output, self.timeout, self.silent).await;
+        }
+        ensure!(
+            self.wanted.is_empty(),
+            "-audience and -spiffeID are for JWT-SVIDs: `api fetch jwt`"
+        );
         let began = Instant::now();
         let response = within(self.timeout, fetch(&self.endpoint.path()?)).await?;
         // Who writes files wants to read where they are, unless told otherwise.

@@ -4,6 +4,7 @@ mod admin;
 mod client;
 mod explain;
 mod fetch;
+mod jwt;
 
 use std::{
     ffi::OsString,
@@ -76,6 +77,8 @@ enum Api {
     Fetch(fetch::Fetch),
     /// Shows every update of the caller's identities
     Watch(fetch::Watch),
+    /// Has the agent verify a token
+    Validate(jwt::Validate),
 }
 
 /// Where the Workload API is.
@@ -124,6 +127,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Run { config } => return serve(&config),
         Command::Api(Api::Fetch(fetch)) => client::block_on(fetch.run()),
         Command::Api(Api::Watch(watch)) => client::block_on(watch.run()),
+        Command::Api(Api::Validate(validate)) => client::block_on(validate.run()),
         Command::Healthcheck {
             endpoint,
             shallow,
@@ -243,6 +247,7 @@ Examples:
   postern-agent run --config agent.yaml
   postern-agent api fetch x509 -socketPath /run/postern/agent.sock -output json
   postern-agent api fetch -write ./svids
+  postern-agent api fetch jwt -audience https://api.example
   postern-agent explain --pid 4711 --config agent.yaml
   postern-agent drift list --json -socketPath /run/postern/admin/admin.sock
 

@@ -3,11 +3,16 @@
 //! Every method wants the security header; who calls is the kernel's word alone. Spec: SPIFFE
 //! Workload API sections 4 to 6, Workload Endpoint section 6.
 
+mod calls;
+mod jwt;
 mod stream;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
 };
 
 use dashmap::DashMap;
@@ -22,8 +27,9 @@ use postern_proto::{
 };
 use tonic::{Request, Response, Status};
 
+use self::calls::Calls;
 use crate::{
-    agent::Agent,
+    agent::{Agent, Entitled},
     caller::{Caller, PinError, PinnedProcess},
     telemetry::ReasonLabel,
 };
@@ -33,6 +39,7 @@ use crate::{
 pub struct WorkloadApi {
     agent: Arc<Agent>,
     streams: Arc<Streams>,
+    calls: Calls,
 }
 
 impl WorkloadApi {
@@ -41,6 +48,7 @@ impl WorkloadApi {
         Self {
             agent,
             streams: Arc::default(),
+            calls: Calls::default(),
         }
     }
 
@@ -70,6 +78,21 @@ impl WorkloadApi {
             ),
             Err(error) => refuse("caller", Status::permission_denied(error.to_string())),
         }
+    }
+
+    /// The checks before every method that answers once: also, not too often.
+    fn admit_call<T>(&self, request: &Request<T>) -> Result<Arc<PinnedProcess>, Status> {
+        let process = self.admit(request)?;
+        if self.calls.take(process.pid(), Instant::now()) {
+            return Ok(process);
+        }
+        let reason = ReasonLabel {
+            reason: "too_many_calls",
+        };
+        self.agent.metrics.refused.get_or_create(&reason).inc();
+        Err(Status::resource_exhausted(
+            "too many calls; keep a token while it lasts",
+        ))
     }
 
     fn open_stream(&self, process: &PinnedProcess) -> Result<OpenStream, Status> {
@@ -119,25 +142,46 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
-        self.admit(&request)?;
-        Err(Status::unimplemented(NO_JWT))
+        let process = self.admit_call(&request)?;
+        let answer = jwt::fetch(&self.agent, &process, request.into_inner()).await?;
+        Ok(Response::new(answer))
     }
 
     async fn fetch_jwt_bundles(
         &self,
         request: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        self.admit(&request)?;
-        Err(Status::unimplemented(NO_JWT))
+        let process = self.admit(&request)?;
+        let open = self.open_stream(&process)?;
+        Ok(Response::new(stream::jwt_bundles(
+            self.agent.clone(),
+            process,
+            open,
+        )))
     }
 
     async fn validate_jwtsvid(
         &self,
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
-        self.admit(&request)?;
-        Err(Status::unimplemented(NO_JWT))
+        self.admit_call(&request)?;
+        let answer = jwt::validate(&self.agent, request.get_ref())?;
+        Ok(Response::new(answer))
     }
+}
+
+/// What the process is entitled to. A refused one learns no more than that it is.
+async fn entitled(agent: &Arc<Agent>, process: &Arc<PinnedProcess>) -> Result<Entitled, Status> {
+    let (agent, process) = (agent.clone(), process.clone());
+    tokio::task::spawn_blocking(move || {
+        agent
+            .entitled(&process)
+            .inspect_err(|refusal| agent.log_refusal(&process, refusal))
+    })
+    .await
+    .map_err(|_| Status::internal("attestation failed"))?
+    // Clients know this text.
+    .map_err(|_| Status::permission_denied("no identity issued"))
 }
 
 /// How many streams are open, in all and for each process.
@@ -179,8 +223,6 @@ impl Drop for OpenStream {
         }
     }
 }
-
-const NO_JWT: &str = "JWT-SVIDs are not served by this agent";
 
 const MAX_STREAMS: usize = 10_000;
 const MAX_STREAMS_OF_PROCESS: usize = 256;

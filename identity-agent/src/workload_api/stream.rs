@@ -12,11 +12,13 @@ use std::{
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use postern_policies::model::workload::WorkloadName;
-use postern_proto::workload_api::{X509BundlesResponse, X509svid, X509svidResponse};
+use postern_proto::workload_api::{
+    JwtBundlesResponse, X509BundlesResponse, X509svid, X509svidResponse,
+};
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::OpenStream;
+use super::{OpenStream, entitled};
 use crate::{
     agent::{Agent, Entitled},
     authority::{Issued, StateError},
@@ -51,6 +53,23 @@ pub(super) fn bundles(
     stream::unfold(Some(subscription), |subscription| async {
         let mut subscription = subscription?;
         match subscription.next_bundles().await {
+            Ok(message) => Some((Ok(message), Some(subscription))),
+            Err(status) => Some((Err(status), None)),
+        }
+    })
+    .boxed()
+}
+
+/// The stream of `FetchJWTBundles`.
+pub(super) fn jwt_bundles(
+    agent: Arc<Agent>,
+    process: Arc<PinnedProcess>,
+    open: OpenStream,
+) -> BoxStream<'static, Result<JwtBundlesResponse, Status>> {
+    let subscription = Subscription::new(agent, process, open);
+    stream::unfold(Some(subscription), |subscription| async {
+        let mut subscription = subscription?;
+        match subscription.next_jwt_bundles().await {
             Ok(message) => Some((Ok(message), Some(subscription))),
             Err(status) => Some((Err(status), None)),
         }
@@ -102,7 +121,7 @@ impl Subscription {
     async fn next_svids(&mut self) -> Result<X509svidResponse, Status> {
         loop {
             self.wait().await;
-            let entitled = self.entitled().await?;
+            let entitled = entitled(&self.agent, &self.process).await?;
             let before = self.sent.take().unwrap_or_default();
             let is_first = before.svids.is_empty();
             let is_due = before.renew_at.is_some_and(|at| at <= Instant::now());
@@ -130,7 +149,7 @@ impl Subscription {
     async fn next_bundles(&mut self) -> Result<X509BundlesResponse, Status> {
         loop {
             self.wait().await;
-            self.entitled().await?;
+            entitled(&self.agent, &self.process).await?;
             let (bundle, lists) = self.trust()?;
             let is_same = self
                 .sent
@@ -155,6 +174,26 @@ impl Subscription {
         }
     }
 
+    async fn next_jwt_bundles(&mut self) -> Result<JwtBundlesResponse, Status> {
+        loop {
+            self.wait().await;
+            entitled(&self.agent, &self.process).await?;
+            let bundle = self.agent.authority.jwt_bundle().to_json().into_bytes();
+            if self.sent.as_ref().is_some_and(|sent| sent.bundle == bundle) {
+                continue;
+            }
+            let name = self.agent.authority.trust_domain().id_string();
+            let message = JwtBundlesResponse {
+                bundles: HashMap::from([(name, bundle.clone())]),
+            };
+            self.sent = Some(Sent {
+                bundle,
+                ..Sent::default()
+            });
+            return Ok(message);
+        }
+    }
+
     /// Waits until there is a reason to look again. The first time there is.
     async fn wait(&mut self) {
         let Some(sent) = &self.sent else { return };
@@ -167,19 +206,6 @@ impl Subscription {
             () = tokio::time::sleep(until_renewal) => {}
             _ = self.process.clone().ended() => {}
         }
-    }
-
-    async fn entitled(&self) -> Result<Entitled, Status> {
-        let (agent, process) = (self.agent.clone(), self.process.clone());
-        tokio::task::spawn_blocking(move || {
-            agent
-                .entitled(&process)
-                .inspect_err(|refusal| agent.log_refusal(&process, refusal))
-        })
-        .await
-        .map_err(|_| Status::internal("attestation failed"))?
-        // Clients know this text, and the caller learns no more than that.
-        .map_err(|_| Status::permission_denied("no identity issued"))
     }
 
     fn trust(&self) -> Result<(Vec<u8>, Vec<Vec<u8>>), Status> {
@@ -266,7 +292,7 @@ fn half_with_jitter(life: Duration, random: u8) -> Duration {
     half - half / 10 + half / 5 * u32::from(random) / 255
 }
 
-fn unavailable(error: &StateError) -> Status {
+pub(super) fn unavailable(error: &StateError) -> Status {
     tracing::error!(%error, "cannot issue");
     Status::unavailable("cannot issue now")
 }

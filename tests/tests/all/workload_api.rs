@@ -180,3 +180,80 @@ fn the_agent_ends_well_when_it_is_told_to() {
     assert_eq!(world.ended("agent").unwrap(), Some(0));
     assert!(!socket.exists(), "the socket is gone");
 }
+
+#[test]
+fn the_python_client_fetches_tokens_and_has_them_verified() {
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("1h")).unwrap();
+    let python = root().join("target/python/bin/python");
+    let script = root().join("tests/python/jwt_svid.py");
+    let address = format!("unix://{}", socket.display());
+    let arguments = [script.to_str().unwrap(), &address];
+    let output = run(python.to_str().unwrap(), &arguments).unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "spiffe://example.org/workload/frontend\nspiffe://example.org/workload/frontend\n\
+         refused for another audience\nrefused for somebody else\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn tokens_are_fetched_and_verified_by_the_command_line() {
+    // FAULTS 47, 48
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("1h")).unwrap();
+    let agent = binaries().unwrap().join("postern-agent");
+    let api = |arguments: &[&str]| {
+        let mut all = vec!["api"];
+        all.extend(arguments);
+        all.extend(["-socketPath", socket.to_str().unwrap(), "-output", "json"]);
+        let output = run(agent.to_str().unwrap(), &all).unwrap();
+        let (said, error) = (output.stdout, output.stderr);
+        let error = String::from_utf8_lossy(&error).into_owned();
+        match output.status.success() {
+            true => Ok(serde_json::from_slice::<serde_json::Value>(&said).unwrap()),
+            false => Err(error),
+        }
+    };
+    let fetched = api(&["fetch", "jwt", "-audience", "a,b"]).unwrap();
+    let svid = &fetched[0]["svids"][0];
+    assert_eq!(svid["spiffe_id"], "spiffe://example.org/workload/frontend");
+    assert!(fetched[1]["bundles"]["spiffe://example.org"].is_string());
+    let token = svid["svid"].as_str().unwrap();
+    let valid = api(&["validate", "jwt", "-audience", "b", "-svid", token]).unwrap();
+    assert_eq!(valid["spiffe_id"], "spiffe://example.org/workload/frontend");
+    assert_eq!(valid["claims"]["aud"], serde_json::json!(["a", "b"]));
+    let changed = format!("{}x", token.split_at(token.len() - 1).0);
+    for (arguments, said) in [
+        (vec!["fetch", "jwt"], "audience must be specified"),
+        (vec!["fetch", "x509", "-audience", "a"], "api fetch jwt"),
+        (
+            vec![
+                "fetch",
+                "jwt",
+                "-audience",
+                "a",
+                "-spiffeID",
+                "spiffe://example.org/other",
+            ],
+            "PermissionDenied",
+        ),
+        (
+            vec!["fetch", "jwt", "-audience", "a", "-spiffeID", "no"],
+            "InvalidArgument",
+        ),
+        (
+            vec!["validate", "jwt", "-audience", "c", "-svid", token],
+            "SVID is not valid",
+        ),
+        (
+            vec!["validate", "jwt", "-audience", "a", "-svid", &changed],
+            "SVID is not valid",
+        ),
+    ] {
+        let refused = api(&arguments).unwrap_err();
+        assert!(refused.contains(said), "{said} in {refused}");
+    }
+}

@@ -7,8 +7,8 @@ use std::{
 };
 
 use postern_spiffe::{
-    BundleSet, PeerRefused, PeerRole, RevocationLists, SpiffeId, TrustDomain, VerifiedPeer,
-    X509Bundle, verify_peer, x509_svid::split_der,
+    BundleSet, JwtRefused, JwtSvid, PeerRefused, PeerRole, RevocationLists, SpiffeId, TrustDomain,
+    VerifiedPeer, X509Bundle, verify_peer, x509_svid::split_der,
 };
 use tempfile::TempDir;
 
@@ -24,6 +24,7 @@ fn open(folder: &TempDir, now: SystemTime) -> Result<Authority, StateError> {
     let lifetimes = Lifetimes {
         root: 24 * HOUR,
         svid: HOUR,
+        jwt: Duration::from_secs(300),
     };
     Authority::open(&folder.path().join("state"), domain(), lifetimes, now)
 }
@@ -99,6 +100,7 @@ fn no_svid_outlives_its_root() {
     let lifetimes = Lifetimes {
         root: 2 * HOUR,
         svid: HOUR,
+        jwt: Duration::from_secs(300),
     };
     let path = folder.path().join("state");
     let authority = Authority::open(&path, domain(), lifetimes, now).unwrap();
@@ -212,8 +214,8 @@ fn damaged_state_is_refused_and_left_as_it_is() {
         String::new(),
         half,
         "not json".into(),
-        good.replace("\"version\": 1", "\"version\": 2"),
-        good.replace("\"version\": 1", "\"version\": 0"),
+        good.replace("\"version\": 2", "\"version\": 3"),
+        good.replace("\"version\": 2", "\"version\": 0"),
         good.replace(&key(&good), &key(&foreign)),
         good.replace(&key(&good), "AAAA"),
     ] {
@@ -233,4 +235,62 @@ fn damaged_state_is_refused_and_left_as_it_is() {
         open(&folder, now),
         Err(StateError::OtherTrustDomain { .. })
     ));
+}
+
+#[test]
+fn tokens_verify_until_they_end_and_their_keys_rotate_in_two_steps() {
+    let (folder, start) = (TempDir::new().unwrap(), SystemTime::now());
+    let authority = open(&folder, start).unwrap();
+    let id = SpiffeId::parse("spiffe://example.org/app").unwrap();
+    let issue = |now| authority.issue_jwt(&id, &["api".into()], now).unwrap();
+    let verify = |token: &str, now| {
+        let bundles = [authority.jwt_bundle()];
+        JwtSvid::verify(token, "api", &bundles, now).map(|svid| svid.id().clone())
+    };
+    let first = issue(start);
+    assert_eq!(verify(&first, start), Ok(id.clone()));
+    let late = start + Duration::from_secs(312);
+    assert_eq!(verify(&first, late), Err(JwtRefused::Expired));
+    let kid = |token: &str| jsonwebtoken::decode_header(token).unwrap().kid;
+    // The next key is told long before anything is signed by it.
+    let before = authority.jwt_bundle();
+    assert_eq!(
+        authority.rotate(start + 13 * HOUR).unwrap(),
+        Rotation::Changed
+    );
+    assert_ne!(authority.jwt_bundle(), before);
+    assert_eq!(kid(&issue(start + 13 * HOUR)), kid(&first));
+    let then = start + 21 * HOUR;
+    let second = issue(then);
+    assert_ne!(kid(&second), kid(&first));
+    assert_eq!(verify(&second, then), Ok(id.clone()));
+    // A token never outlives its key.
+    let end = start + 24 * HOUR - Duration::from_secs(60);
+    drop(authority.rotate(end));
+    let again = open(&TempDir::new().unwrap(), start).unwrap();
+    let last = again.issue_jwt(&id, &["api".into()], end).unwrap();
+    let bundles = [again.jwt_bundle()];
+    let over = start + 24 * HOUR + Duration::from_secs(11);
+    let refused = JwtSvid::verify(&last, "api", &bundles, over);
+    assert_eq!(refused, Err(JwtRefused::Expired));
+}
+
+#[test]
+fn keys_of_tokens_survive_a_restart_and_a_state_without_them_is_taken() {
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    let first = open(&folder, now).unwrap();
+    let (keys, roots) = (first.jwt_bundle(), first.bundle());
+    drop(first);
+    let second = open(&folder, now).unwrap();
+    assert_eq!(second.jwt_bundle(), keys);
+    drop(second);
+    // As the version before wrote it.
+    let file = folder.path().join("state/authority.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    state["version"] = 1.into();
+    state.as_object_mut().unwrap().remove("jwtKeys");
+    fs::write(&file, state.to_string()).unwrap();
+    let third = open(&folder, now).unwrap();
+    assert_eq!(third.bundle(), roots);
+    assert_ne!(third.jwt_bundle(), keys);
 }

@@ -1,0 +1,101 @@
+//! The keys that sign JWT-SVIDs, and the tokens themselves.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use postern_spiffe::SpiffeId;
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::{
+    Life, Lived,
+    issue::{hex, random_serial, whole_seconds},
+    state::StateError,
+};
+
+/// A key that signs JWT-SVIDs for a while.
+pub(super) struct JwtKey {
+    /// Its `kid`.
+    pub(super) id: String,
+    pub(super) pkcs8: Zeroizing<Vec<u8>>,
+    /// The public half: an uncompressed point.
+    pub(super) point: Vec<u8>,
+    signs: EncodingKey,
+    pub(super) life: Life,
+}
+
+impl std::fmt::Debug for JwtKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JwtKey")
+            .field("id", &self.id)
+            .field("life", &self.life)
+            .field("key", &"<secret>")
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lived for JwtKey {
+    fn life(&self) -> Life {
+        self.life
+    }
+}
+
+impl JwtKey {
+    /// Makes a new one.
+    pub(super) fn make(
+        lifetime: Duration,
+        now: SystemTime,
+        active_from: SystemTime,
+    ) -> Result<Self, StateError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let pkcs8 = Zeroizing::new(key.serialize_der());
+        let life = Life {
+            not_before: whole_seconds(now),
+            active_from: whole_seconds(active_from),
+            not_after: whole_seconds(now + lifetime),
+        };
+        Self::of(hex(&random_serial()?), pkcs8, life)
+    }
+
+    /// As it was written down.
+    pub(super) fn of(
+        id: String,
+        pkcs8: Zeroizing<Vec<u8>>,
+        life: Life,
+    ) -> Result<Self, StateError> {
+        let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()))?;
+        Ok(Self {
+            id,
+            point: key.der_bytes().to_vec(),
+            signs: EncodingKey::from_ec_der(&pkcs8),
+            pkcs8,
+            life,
+        })
+    }
+
+    /// Signs a token for `id`. It never outlives the key. Spec: JWT-SVID sections 2 and 3.
+    pub(super) fn sign(
+        &self,
+        id: &SpiffeId,
+        audience: &[String],
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<String, StateError> {
+        let seconds = |time: SystemTime| {
+            time.duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs()
+        };
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = Some(self.id.clone());
+        let claims = json!({
+            "sub": id.as_str(),
+            "aud": audience,
+            "iat": seconds(now),
+            "exp": seconds((now + lifetime).min(self.life.not_after)),
+        });
+        jsonwebtoken::encode(&header, &claims, &self.signs).map_err(|_| StateError::Token)
+    }
+}

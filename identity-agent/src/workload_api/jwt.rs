@@ -1,0 +1,124 @@
+//! The methods of JWT-SVIDs. Spec: SPIFFE Workload API section 6.
+
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+
+use postern_policies::model::workload::Workload;
+use postern_proto::workload_api::{
+    Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
+};
+use postern_spiffe::{JwtSvid, SpiffeId};
+use prost_types::{ListValue, Struct, Value, value::Kind};
+use tonic::Status;
+
+use super::{entitled, stream::unavailable};
+use crate::{agent::Agent, caller::PinnedProcess};
+
+/// Tokens for the audiences that were asked for: one of each identity, or of the one named.
+pub(super) async fn fetch(
+    agent: &Arc<Agent>,
+    process: &Arc<PinnedProcess>,
+    request: JwtsvidRequest,
+) -> Result<JwtsvidResponse, Status> {
+    let audience = audiences(request.audience)?;
+    let wanted = match request.spiffe_id.as_str() {
+        "" => None,
+        text => Some(SpiffeId::parse(text).map_err(|error| {
+            Status::invalid_argument(format!("spiffe_id is no SPIFFE ID: {error}"))
+        })?),
+    };
+    let entitled = entitled(agent, process).await?;
+    let is_wanted =
+        |workload: &&Workload| wanted.as_ref().is_none_or(|id| *id == workload.spiffe_id);
+    let now = SystemTime::now();
+    let mut svids = Vec::new();
+    for workload in entitled.workloads.iter().filter(is_wanted) {
+        let token = agent
+            .authority
+            .issue_jwt(&workload.spiffe_id, &audience, now)
+            .map_err(|error| unavailable(&error))?;
+        agent.metrics.jwt_svids_issued.inc();
+        tracing::info!(
+            pid = process.pid(),
+            uid = process.uid(),
+            workload = %workload.name,
+            spiffe_id = %workload.spiffe_id,
+            ?audience,
+            "a token was issued"
+        );
+        svids.push(Jwtsvid {
+            spiffe_id: workload.spiffe_id.to_string(),
+            svid: token,
+            hint: workload.hint.clone().unwrap_or_default(),
+        });
+    }
+    if svids.is_empty() {
+        // It has identities, and the one that it names is not among them.
+        return Err(Status::permission_denied("no identity issued"));
+    }
+    Ok(JwtsvidResponse { svids })
+}
+
+/// At least one, none of them empty, and no more than anybody needs.
+fn audiences(all: Vec<String>) -> Result<Vec<String>, Status> {
+    if all.is_empty() || all.iter().any(String::is_empty) {
+        let text = "audience must be specified: at least one, none of them empty";
+        return Err(Status::invalid_argument(text));
+    }
+    if all.len() > MAX_AUDIENCES || all.iter().any(|one| one.len() > MAX_AUDIENCE_BYTES) {
+        let text =
+            format!("audience: at most {MAX_AUDIENCES} of at most {MAX_AUDIENCE_BYTES} bytes each");
+        return Err(Status::invalid_argument(text));
+    }
+    Ok(all)
+}
+
+/// Verifies a token for somebody who does not want to do it himself.
+pub(super) fn validate(
+    agent: &Agent,
+    request: &ValidateJwtsvidRequest,
+) -> Result<ValidateJwtsvidResponse, Status> {
+    if request.audience.is_empty() || request.svid.is_empty() {
+        return Err(Status::invalid_argument(
+            "audience and svid must be specified",
+        ));
+    }
+    let bundles = [agent.authority.jwt_bundle()];
+    let now = SystemTime::now();
+    let svid = JwtSvid::verify(&request.svid, &request.audience, &bundles, now)
+        .map_err(|refused| Status::invalid_argument(refused.to_string()))?;
+    let mut claims = svid.claims().clone();
+    // Told as a list, however it was written.
+    if let Some(audience) = claims.get_mut("aud")
+        && audience.is_string()
+    {
+        *audience = vec![audience.take()].into();
+    }
+    Ok(ValidateJwtsvidResponse {
+        spiffe_id: svid.id().to_string(),
+        claims: Some(message(claims)),
+    })
+}
+
+fn message(object: serde_json::Map<String, serde_json::Value>) -> Struct {
+    let fields = object.into_iter();
+    let fields: BTreeMap<String, Value> =
+        fields.map(|(name, value)| (name, of_json(value))).collect();
+    Struct { fields }
+}
+
+fn of_json(value: serde_json::Value) -> Value {
+    let kind = match value {
+        serde_json::Value::Null => Kind::NullValue(0),
+        serde_json::Value::Bool(flag) => Kind::BoolValue(flag),
+        serde_json::Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        serde_json::Value::String(text) => Kind::StringValue(text),
+        serde_json::Value::Array(items) => Kind::ListValue(ListValue {
+            values: items.into_iter().map(of_json).collect(),
+        }),
+        serde_json::Value::Object(object) => Kind::StructValue(message(object)),
+    };
+    Value { kind: Some(kind) }
+}
+
+const MAX_AUDIENCES: usize = 32;
+const MAX_AUDIENCE_BYTES: usize = 1024;

@@ -82,6 +82,7 @@ fn bundle(agent: &Agent) -> Value {
     json!({
         "trustDomain": agent.authority.trust_domain().as_str(),
         "x509": BASE64_STANDARD.encode(agent.authority.bundle()),
+        "jwt": agent.authority.jwt_bundle().to_json(),
     })
 }
 

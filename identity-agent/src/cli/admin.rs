@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, Subcommand};
-use postern_spiffe::{TrustDomain, X509Bundle, bundle::BundleDocument};
+use postern_spiffe::{JwtBundle, TrustDomain, X509Bundle, bundle::BundleDocument};
 use serde_json::Value;
 
 use super::{client::ask_admin, fetch::pem, socket_path};
@@ -126,7 +126,7 @@ impl Bundle {
             asking.show(&answer, &[]);
             return Ok(());
         }
-        let x509 = bundle(&answer).context("the agent's answer holds no bundle")?;
+        let (x509, jwt) = bundle(&answer).context("the agent's answer holds no bundle")?;
         match format {
             BundleFormat::Pem => {
                 for authority in x509.authorities() {
@@ -136,6 +136,7 @@ impl Bundle {
             BundleFormat::Spiffe => {
                 let document = BundleDocument {
                     x509,
+                    jwt,
                     sequence: None,
                     refresh_hint: None,
                 };
@@ -157,10 +158,12 @@ impl Drift {
     }
 }
 
-fn bundle(answer: &Value) -> Option<X509Bundle> {
+fn bundle(answer: &Value) -> Option<(X509Bundle, JwtBundle)> {
     let trust_domain = TrustDomain::parse(answer["trustDomain"].as_str()?).ok()?;
     let run = BASE64_STANDARD.decode(answer["x509"].as_str()?).ok()?;
-    X509Bundle::from_der_run(trust_domain, &run).ok()
+    let jwt = answer["jwt"].as_str()?.as_bytes();
+    let jwt = JwtBundle::parse(trust_domain.clone(), jwt).ok()?;
+    Some((X509Bundle::from_der_run(trust_domain, &run).ok()?, jwt))
 }
 
 fn text(value: &Value) -> String {

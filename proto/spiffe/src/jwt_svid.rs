@@ -93,6 +93,11 @@ impl JwtBundle {
         json!({"keys": self.keys}).to_string()
     }
 
+    /// The keys.
+    pub(crate) fn keys(&self) -> &[Jwk] {
+        &self.keys
+    }
+
     fn find(&self, id: &str) -> Option<&Jwk> {
         let mut keys = self.keys.iter();
         keys.find(|key| key.common.key_id.as_deref() == Some(id))

@@ -20,7 +20,7 @@ use x509_parser::{
 };
 
 use super::{BundleError, X509Bundle};
-use crate::trust_domain::TrustDomain;
+use crate::{jwt_svid::JwtBundle, trust_domain::TrustDomain};
 
 /// The longest document that is read, in bytes.
 pub const MAX_DOCUMENT: usize = 4 << 20;
@@ -30,6 +30,8 @@ pub const MAX_DOCUMENT: usize = 4 << 20;
 pub struct BundleDocument {
     /// The X.509 authorities.
     pub x509: X509Bundle,
+    /// The keys that sign JWT-SVIDs.
+    pub jwt: JwtBundle,
     /// `spiffe_sequence`: grows with every change of the contents.
     pub sequence: Option<u64>,
     /// `spiffe_refresh_hint`: how often a reader should look again.
@@ -49,12 +51,15 @@ impl BundleDocument {
         }
         let read: KeySet = serde_json::from_slice(json)
             .map_err(|error| DocumentError::Malformed(error.to_string()))?;
+        let jwt = JwtBundle::parse(trust_domain.clone(), json)
+            .map_err(|error| DocumentError::Malformed(error.to_string()))?;
         let mut authorities = Vec::new();
         for (index, key) in read.keys.iter().enumerate() {
             authorities.extend(authority(key).map_err(|what| DocumentError::Key { index, what })?);
         }
         Ok(Self {
             x509: X509Bundle::new(trust_domain, authorities)?,
+            jwt,
             sequence: read.spiffe_sequence,
             refresh_hint: read.spiffe_refresh_hint.map(Duration::from_secs),
         })
@@ -65,7 +70,8 @@ impl BundleDocument {
     /// # Errors
     /// [`DocumentError::Key`] for an authority whose kind of key has no JSON form.
     pub fn to_json(&self) -> Result<String, DocumentError> {
-        let keys = self
+        let of_json = |error: serde_json::Error| DocumentError::Malformed(error.to_string());
+        let keys: Vec<Key> = self
             .x509
             .authorities()
             .iter()
@@ -77,13 +83,14 @@ impl BundleDocument {
                 })
             })
             .collect::<Result<_, _>>()?;
-        let document = KeySet {
-            keys,
+        let x509 = keys.iter().map(serde_json::to_value);
+        let jwt = self.jwt.keys().iter().map(serde_json::to_value);
+        let document = Written {
+            keys: x509.chain(jwt).collect::<Result<_, _>>().map_err(of_json)?,
             spiffe_sequence: self.sequence,
             spiffe_refresh_hint: self.refresh_hint.map(|hint| hint.as_secs()),
         };
-        serde_json::to_string_pretty(&document)
-            .map_err(|error| DocumentError::Malformed(error.to_string()))
+        serde_json::to_string_pretty(&document).map_err(of_json)
     }
 }
 
@@ -113,12 +120,22 @@ pub enum DocumentError {
 }
 
 /// Trust Domain and Bundle section 4.1; RFC 7517 section 5.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 struct KeySet {
     keys: Vec<Key>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     spiffe_sequence: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
+    spiffe_refresh_hint: Option<u64>,
+}
+
+/// The same, to write: keys of both uses.
+#[derive(Debug, Serialize)]
+struct Written {
+    keys: Vec<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spiffe_sequence: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     spiffe_refresh_hint: Option<u64>,
 }
 

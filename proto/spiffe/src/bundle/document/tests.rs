@@ -7,7 +7,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose}
 use serde_json::{Value, json};
 
 use super::{BundleDocument, DocumentError, MAX_DOCUMENT};
-use crate::trust_domain::TrustDomain;
+use crate::{jwt_svid::JwtBundle, trust_domain::TrustDomain};
 
 fn domain() -> TrustDomain {
     TrustDomain::parse("example.org").unwrap()
@@ -30,6 +30,19 @@ fn p256() -> String {
 
 fn parse(document: &Value) -> Result<BundleDocument, DocumentError> {
     BundleDocument::parse(domain(), document.to_string().as_bytes())
+}
+
+#[test]
+fn keys_of_tokens_stand_beside_authorities() {
+    let point = [4; 65];
+    let jwt = JwtBundle::of_p256(domain(), [("one", point.as_slice())]);
+    let mut document: Value = serde_json::from_str(&jwt.to_json()).unwrap();
+    let authority = json!({"kty": "EC", "use": "x509-svid", "x5c": [p256()]});
+    document["keys"].as_array_mut().unwrap().push(authority);
+    let read = parse(&document).unwrap();
+    assert_eq!((read.x509.authorities().len(), &read.jwt), (1, &jwt));
+    let again = parse(&serde_json::from_str(&read.to_json().unwrap()).unwrap()).unwrap();
+    assert_eq!((again.x509.authorities().len(), &again.jwt), (1, &jwt));
 }
 
 #[test]

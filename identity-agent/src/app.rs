@@ -15,7 +15,7 @@ use tonic::transport::Server;
 use crate::{
     admin,
     agent::Agent,
-    attest::{Attestor, Attestors, posture::Posture, unix::Unix},
+    attest::Attestors,
     authority::{Authority, Lifetimes, Rotation},
     caller,
     config::Config,
@@ -114,15 +114,8 @@ fn open(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Agent> {
             }
             mistakes => anyhow::Error::from(mistakes),
         })?;
-    let mut attestors: Vec<Box<dyn Attestor>> = Vec::new();
-    if config.attestors.unix {
-        attestors.push(Box::new(Unix::default()));
-    }
-    if config.attestors.posture {
-        attestors.push(Box::new(Posture::new()));
-    }
     metrics.workloads_current.set(1);
-    let attestors = Attestors::new(attestors);
+    let attestors = Attestors::configured(&config.attestors);
     for workload in registry.current().workloads() {
         for selector in &workload.selectors {
             if !attestors.knows(selector.kind()) {

@@ -43,12 +43,16 @@ pub struct Config {
 }
 
 /// The attestors that are switched on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attestors {
     /// `unix:` selectors.
     pub unix: bool,
     /// `posture:` selectors.
     pub posture: bool,
+    /// `cgroup:` selectors.
+    pub cgroup: bool,
+    /// `docker:` selectors, and the engine's socket.
+    pub docker: Option<PathBuf>,
 }
 
 impl Config {
@@ -126,25 +130,32 @@ fn attestors(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Attestors>
         return Some(Attestors {
             unix: true,
             posture: true,
+            ..Attestors::default()
         });
     };
-    let known = ["unix", "posture", "docker", "k8s", "systemd", "cgroup"];
+    let known = ["unix", "posture", "cgroup", "docker", "k8s", "systemd"];
     let section = Fields::of(node, "attestors", &known, problems)?;
-    for name in ["docker", "k8s", "systemd", "cgroup"] {
+    for name in ["k8s", "systemd"] {
         if let Some(node) = section.get(name) {
             problems.error(node.at, format!("attestor `{name}` is not supported yet"));
         }
     }
-    for name in ["unix", "posture"] {
+    for name in ["unix", "posture", "cgroup"] {
         if let Some(node) = section.get(name) {
             Fields::of(node, name, &[], problems)?;
         }
     }
+    let docker = match section.get("docker") {
+        Some(_) => Some(socket(&section, "docker", DOCKER_SOCKET, problems)?),
+        None => None,
+    };
     let attestors = Attestors {
         unix: section.get("unix").is_some(),
         posture: section.get("posture").is_some(),
+        cgroup: section.get("cgroup").is_some(),
+        docker,
     };
-    if !attestors.unix && !attestors.posture {
+    if attestors == Attestors::default() {
         problems.error_with(
             node.at,
             "there is no attestor",
@@ -256,6 +267,8 @@ const KEYS: [&str; 11] = [
     "reattest",
     "federation",
 ];
+
+const DOCKER_SOCKET: &str = "/var/run/docker.sock";
 
 const DEFAULT_HEALTH: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15021);

@@ -60,13 +60,21 @@ impl World {
     /// # Errors
     /// When it does not start.
     pub fn agent(&mut self, workloads: &str) -> anyhow::Result<PathBuf> {
+        self.agent_with(workloads, "")
+    }
+
+    /// Starts an agent with more in its configuration.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn agent_with(&mut self, workloads: &str, more: &str) -> anyhow::Result<PathBuf> {
         self.write("workloads/workloads.yaml", workloads)?;
         let folder = self.path().display().to_string();
         let config = format!(
             "trustDomain: example.org\nstateDir: state\n\
              workloadApi: {{socket: 'unix://{folder}/public/agent.sock'}}\n\
              admin: {{socket: 'unix://{folder}/admin/admin.sock'}}\n\
-             health: {{listen: '127.0.0.1:0'}}\nreattest: {{every: 200ms}}\n"
+             health: {{listen: '127.0.0.1:0'}}\nreattest: {{every: 200ms}}\n{more}"
         );
         let config = self.write("agent.yaml", &config)?;
         self.start("agent", &binaries()?.join("postern-agent"), &config)?;

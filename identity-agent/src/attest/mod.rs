@@ -3,6 +3,8 @@
 //! Each attestor states what it can read. What it cannot read it does not state: an unknown never
 //! counts as a pass. Everything is read while the process is pinned.
 
+pub mod cgroup;
+pub mod docker;
 pub mod posture;
 pub mod procfs;
 pub mod unix;
@@ -17,7 +19,10 @@ use std::{
 
 use postern_spiffe::Selector;
 
-use crate::caller::{PinError, PinnedProcess, ProcFolder};
+use crate::{
+    caller::{PinError, PinnedProcess, ProcFolder},
+    config,
+};
 use procfs::Status;
 
 /// What was found out about a process.
@@ -52,10 +57,25 @@ pub struct Subject<'a> {
 /// States what is true of a process.
 pub trait Attestor: std::fmt::Debug + Send + Sync {
     /// Adds selectors, as texts after the attestor's own type.
-    fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str));
+    ///
+    /// # Errors
+    /// [`AttestFailed`] where it cannot tell whether there is more to say: callers give no identity.
+    fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str)) -> Result<(), AttestFailed>;
 
     /// The type of its selectors.
     fn kind(&self) -> &'static str;
+}
+
+/// Why an attestor cannot tell.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct AttestFailed(String);
+
+impl AttestFailed {
+    /// For this reason.
+    pub fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
 }
 
 /// All attestors of an agent.
@@ -74,6 +94,14 @@ pub enum AttestError {
     /// Its state cannot be read, or is not what a kernel writes.
     #[error("its state under /proc cannot be read")]
     Unreadable,
+    /// An attestor cannot tell what is true of it.
+    #[error("attestor `{kind}`: {why}")]
+    Failed {
+        /// Which.
+        kind: &'static str,
+        /// Why.
+        why: AttestFailed,
+    },
 }
 
 impl Attestors {
@@ -84,6 +112,24 @@ impl Attestors {
             attestors,
             own_network,
         }
+    }
+
+    /// Those that the configuration switches on.
+    pub fn configured(config: &config::Attestors) -> Self {
+        let mut attestors: Vec<Box<dyn Attestor>> = Vec::new();
+        if config.unix {
+            attestors.push(Box::new(unix::Unix::default()));
+        }
+        if config.posture {
+            attestors.push(Box::new(posture::Posture::new()));
+        }
+        if config.cgroup {
+            attestors.push(Box::new(cgroup::Cgroup));
+        }
+        if let Some(socket) = &config.docker {
+            attestors.push(Box::new(docker::Docker::new(socket.clone())));
+        }
+        Self::new(attestors)
     }
 
     /// Can any attestor state selectors of this type?
@@ -98,17 +144,16 @@ impl Attestors {
     /// # Errors
     /// [`AttestError`]; callers give no identity.
     pub fn attest(&self, process: &PinnedProcess) -> Result<Attested, AttestError> {
-        process
-            .read(|folder| self.look_at(folder))?
-            .ok_or(AttestError::Unreadable)
+        process.read(|folder| self.look_at(folder))?
     }
 
-    fn look_at(&self, folder: &ProcFolder) -> Option<Attested> {
-        let status = procfs::status(&read_text(&folder.join("status")).ok()?)?;
-        if status.is_zombie {
-            return None;
-        }
-        let threads = threads(folder)?;
+    fn look_at(&self, folder: &ProcFolder) -> Result<Attested, AttestError> {
+        let status = read_text(&folder.join("status")).ok();
+        let status = status.and_then(|text| procfs::status(&text));
+        let status = status
+            .filter(|status| !status.is_zombie)
+            .ok_or(AttestError::Unreadable)?;
+        let threads = threads(folder).ok_or(AttestError::Unreadable)?;
         let subject = Subject {
             folder,
             threads: &threads,
@@ -116,17 +161,19 @@ impl Attestors {
         };
         let mut selectors = BTreeSet::new();
         for attestor in &self.attestors {
-            attestor.attest(&subject, &mut |value| {
+            let stated = attestor.attest(&subject, &mut |value| {
                 // A value that makes no selector, such as a path with a newline, cannot be asked
                 // for either.
                 if let Ok(selector) = Selector::parse(&format!("{}:{value}", attestor.kind())) {
                     selectors.insert(selector);
                 }
             });
+            let kind = attestor.kind();
+            stated.map_err(|why| AttestError::Failed { kind, why })?;
         }
-        Some(Attested {
+        Ok(Attested {
             selectors,
-            pod: self.pod(folder)?,
+            pod: self.pod(folder).ok_or(AttestError::Unreadable)?,
         })
     }
 

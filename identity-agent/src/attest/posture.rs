@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::{Attestor, Subject, inode_of};
+use super::{AttestFailed, Attestor, Subject, inode_of};
 
 /// States `posture:` selectors.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Attestor for Posture {
         "posture"
     }
 
-    fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str)) {
+    fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str)) -> Result<(), AttestFailed> {
         let threads = subject.threads;
         if threads.iter().all(|thread| thread.no_new_privs) {
             add("no-new-privs");
@@ -66,6 +66,7 @@ impl Attestor for Posture {
                 add(&format!("ns:{name}:own"));
             }
         }
+        Ok(())
     }
 }
 

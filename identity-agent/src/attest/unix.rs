@@ -11,7 +11,7 @@ use std::{
 
 use aws_lc_rs::digest;
 
-use super::{Attestor, Subject, read_text};
+use super::{AttestFailed, Attestor, Subject, read_text};
 use crate::caller::ProcFolder;
 
 /// States `unix:` selectors.
@@ -25,7 +25,7 @@ impl Attestor for Unix {
         "unix"
     }
 
-    fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str)) {
+    fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str)) -> Result<(), AttestFailed> {
         let [_, uid, ..] = subject.status.uids;
         let [_, gid, ..] = subject.status.gids;
         add(&format!("uid:{uid}"));
@@ -51,6 +51,7 @@ impl Attestor for Unix {
         if let Some(digest) = self.digests.of(&subject.folder.join("exe")) {
             add(&format!("sha256:{digest}"));
         }
+        Ok(())
     }
 }
 

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use postern_agent::{
-    attest::{Attested, Attestor, Attestors, posture, unix::Unix},
+    attest::{Attested, Attestors},
     caller::PinnedProcess,
-    config::Config,
+    config::{self, Config},
     registry::{Registry, matching, nearest_misses},
 };
 use postern_policies::Options;
@@ -57,10 +57,7 @@ impl Explain {
         })?;
         let registry = Registry::open(config.workloads, Options::new(config.trust_domain))?;
         let set = registry.current();
-        let attested = attest(
-            self.pid,
-            vec![Box::new(Unix::default()), Box::new(posture::Posture::new())],
-        )?;
+        let attested = attest(self.pid, &config.attestors)?;
         let matched = matching(set.workloads(), &attested.selectors);
         let misses = nearest_misses(set.workloads(), &attested.selectors, SHOWN_MISSES);
         if self.json {
@@ -104,7 +101,11 @@ impl Explain {
 
 impl Posture {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let attested = attest(self.pid, vec![Box::new(posture::Posture::new())])?;
+        let attestors = config::Attestors {
+            posture: true,
+            ..config::Attestors::default()
+        };
+        let attested = attest(self.pid, &attestors)?;
         let selectors: Vec<_> = attested.selectors.iter().map(ToString::to_string).collect();
         if self.json {
             anstream::println!("{}", json!({ "selectors": selectors }));
@@ -117,10 +118,10 @@ impl Posture {
     }
 }
 
-fn attest(pid: i32, attestors: Vec<Box<dyn Attestor>>) -> anyhow::Result<Attested> {
+fn attest(pid: i32, attestors: &config::Attestors) -> anyhow::Result<Attested> {
     let process =
         PinnedProcess::by_number(pid).with_context(|| format!("there is no process {pid}"))?;
-    Attestors::new(attestors)
+    Attestors::configured(attestors)
         .attest(&process)
         .with_context(|| format!("process {pid} cannot be looked at"))
 }

@@ -4,6 +4,7 @@
 
 mod commands;
 mod dependencies;
+mod docker;
 mod inbound;
 mod readme;
 mod road;

@@ -44,7 +44,8 @@ fn id(output: &Output) -> Result<String, String> {
     match output.status.success() {
         true => {
             let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-            Ok(answer["svids"][0]["spiffe_id"].as_str().unwrap().to_owned())
+            let id = answer.pointer("/svids/0/spiffe_id").unwrap();
+            Ok(id.as_str().unwrap().to_owned())
         }
         false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }

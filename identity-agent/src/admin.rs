@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::net::UnixListener;
 
-use crate::agent::Agent;
+use crate::{agent::Agent, authority::Standing};
 
 /// Answers until the task is dropped.
 pub async fn serve(listener: UnixListener, agent: Arc<Agent>) {
@@ -42,22 +42,69 @@ async fn answer(
     request: Request<Incoming>,
     agent: Arc<Agent>,
 ) -> Result<Response<Full<Bytes>>, http::Error> {
-    let value = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/workloads") => Some(workloads(&agent)),
-        (&Method::GET, "/bundle") => Some(bundle(&agent)),
-        (&Method::GET, "/drift") => Some(drift(&agent)),
-        _ => None,
+    let path = request.uri().path();
+    let (status, body) = match (request.method(), path) {
+        (&Method::GET, "/workloads") => (StatusCode::OK, workloads(&agent)),
+        (&Method::GET, "/bundle") => (StatusCode::OK, bundle(&agent)),
+        (&Method::GET, "/drift") => (StatusCode::OK, drift(&agent)),
+        (&Method::GET, "/authority") => (StatusCode::OK, authority(&agent)),
+        (&Method::POST, _) => match path.strip_prefix("/authority/") {
+            Some(what) => change_authority(&agent, what),
+            None => nothing(),
+        },
+        _ => nothing(),
     };
-    let status = if value.is_some() {
-        StatusCode::OK
-    } else {
-        StatusCode::NOT_FOUND
-    };
-    let body = value.unwrap_or_else(|| json!({"error": "there is no such thing"}));
     Response::builder()
         .status(status)
         .header(http::header::CONTENT_TYPE, "application/json")
         .body(Full::new(body.to_string().into()))
+}
+
+fn nothing() -> (StatusCode, Value) {
+    (
+        StatusCode::NOT_FOUND,
+        json!({"error": "there is no such thing"}),
+    )
+}
+
+fn authority(agent: &Agent) -> Value {
+    let all = agent.authority.show(SystemTime::now());
+    let each = all.iter().map(|one| {
+        json!({
+            "kind": one.kind,
+            "id": one.id,
+            "status": match one.standing {
+                Standing::Prepared => "prepared",
+                Standing::Active => "active",
+                Standing::Retired => "retired",
+                Standing::Tainted => "tainted",
+            },
+            "signsFrom": rfc3339(one.active_from),
+            "ends": rfc3339(one.not_after),
+        })
+    });
+    each.collect()
+}
+
+/// `prepare`, `activate`, `taint/ID` or `revoke/ID`.
+fn change_authority(agent: &Agent, what: &str) -> (StatusCode, Value) {
+    let now = SystemTime::now();
+    let done = match what.split_once('/') {
+        None if what == "prepare" => agent.authority.prepare(now),
+        None if what == "activate" => agent.authority.activate(now),
+        Some(("taint", id)) => agent.authority.taint(id, now),
+        Some(("revoke", id)) => agent.authority.revoke_signer(id, now),
+        _ => return nothing(),
+    };
+    match done {
+        Ok(()) => {
+            tracing::warn!(what, "the authority was changed by hand");
+            agent.renew_lists();
+            agent.announce();
+            (StatusCode::OK, authority(agent))
+        }
+        Err(error) => (StatusCode::CONFLICT, json!({"error": error.to_string()})),
+    }
 }
 
 fn workloads(agent: &Agent) -> Value {

@@ -45,7 +45,6 @@ pub(super) fn new_root(
     trust_domain: &TrustDomain,
     lifetime: Duration,
     now: SystemTime,
-    active_from: SystemTime,
 ) -> Result<Root, StateError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let serial = random_serial()?;
@@ -62,7 +61,7 @@ pub(super) fn new_root(
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.subject_alt_names = vec![SanType::URI(trust_domain.id_string().try_into()?)];
     let certificate = params.self_signed(&key)?.der().to_vec();
-    Root::new(certificate, key, active_from)
+    Root::new(certificate, key)
 }
 
 /// Makes an SVID. Spec: X509-SVID sections 2, 4.1 to 4.4.

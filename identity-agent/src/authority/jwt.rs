@@ -10,8 +10,8 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{
-    Life, Lived,
     issue::{hex, random_serial, whole_seconds},
+    signers::Lived,
     state::StateError,
 };
 
@@ -23,47 +23,48 @@ pub(super) struct JwtKey {
     /// The public half: an uncompressed point.
     pub(super) point: Vec<u8>,
     signs: EncodingKey,
-    pub(super) life: Life,
+    pub(super) not_before: SystemTime,
+    pub(super) not_after: SystemTime,
 }
 
 impl std::fmt::Debug for JwtKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JwtKey")
             .field("id", &self.id)
-            .field("life", &self.life)
+            .field("not_after", &self.not_after)
             .field("key", &"<secret>")
             .finish_non_exhaustive()
     }
 }
 
 impl Lived for JwtKey {
-    fn life(&self) -> Life {
-        self.life
+    fn id(&self) -> String {
+        self.id.clone()
+    }
+
+    fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    fn not_after(&self) -> SystemTime {
+        self.not_after
     }
 }
 
 impl JwtKey {
     /// Makes a new one.
-    pub(super) fn make(
-        lifetime: Duration,
-        now: SystemTime,
-        active_from: SystemTime,
-    ) -> Result<Self, StateError> {
+    pub(super) fn make(lifetime: Duration, now: SystemTime) -> Result<Self, StateError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let pkcs8 = Zeroizing::new(key.serialize_der());
-        let life = Life {
-            not_before: whole_seconds(now),
-            active_from: whole_seconds(active_from),
-            not_after: whole_seconds(now + lifetime),
-        };
-        Self::of(hex(&random_serial()?), pkcs8, life)
+        let id = hex(&random_serial()?);
+        Self::of(id, pkcs8, [now, now + lifetime].map(whole_seconds))
     }
 
     /// As it was written down.
     pub(super) fn of(
         id: String,
         pkcs8: Zeroizing<Vec<u8>>,
-        life: Life,
+        [not_before, not_after]: [SystemTime; 2],
     ) -> Result<Self, StateError> {
         let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()))?;
         Ok(Self {
@@ -71,7 +72,8 @@ impl JwtKey {
             point: key.der_bytes().to_vec(),
             signs: EncodingKey::from_ec_der(&pkcs8),
             pkcs8,
-            life,
+            not_before,
+            not_after,
         })
     }
 
@@ -94,7 +96,7 @@ impl JwtKey {
             "sub": id.as_str(),
             "aud": audience,
             "iat": seconds(now),
-            "exp": seconds((now + lifetime).min(self.life.not_after)),
+            "exp": seconds((now + lifetime).min(self.not_after)),
         });
         jsonwebtoken::encode(&header, &claims, &self.signs).map_err(|_| StateError::Token)
     }

@@ -5,6 +5,7 @@
 
 mod issue;
 mod jwt;
+mod signers;
 mod state;
 
 use std::{
@@ -17,6 +18,8 @@ use postern_spiffe::{JwtBundle, SpiffeId, TrustDomain};
 
 pub use issue::Issued;
 use jwt::JwtKey;
+pub use signers::Standing;
+use signers::{Lived, Signers};
 pub use state::StateError;
 use state::{Folder, Revoked, State};
 
@@ -64,11 +67,9 @@ impl Authority {
         let state = match folder.read(&trust_domain)? {
             Some(state) => state,
             None => {
-                let root = issue::new_root(&trust_domain, lifetimes.root, now, now)?;
-                let state = State {
-                    roots: vec![Arc::new(root)],
-                    ..State::default()
-                };
+                let root = issue::new_root(&trust_domain, lifetimes.root, now)?;
+                let mut state = State::default();
+                state.roots.push(root, now);
                 folder.write(&trust_domain, &state)?;
                 state
             }
@@ -106,7 +107,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Issued, StateError> {
         let state = self.state();
-        let root = active(&state.roots, now).ok_or(StateError::NoRoot)?;
+        let root = state.roots.active(now).ok_or(StateError::NoRoot)?;
         issue::svid(root, id, dns_names, lifetime, now)
     }
 
@@ -122,7 +123,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<String, StateError> {
         let state = self.state();
-        let key = active(&state.jwt_keys, now).ok_or(StateError::NoJwtKey)?;
+        let key = state.jwt_keys.active(now).ok_or(StateError::NoJwtKey)?;
         key.sign(id, audience, self.lifetimes.jwt, now)
     }
 
@@ -200,23 +201,122 @@ impl Authority {
     pub fn rotate(&self, now: SystemTime) -> Result<Rotation, StateError> {
         let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = State::clone(&guard);
-        let lifetime = self.lifetimes.root;
-        next.roots.retain(|root| root.not_after > now);
-        next.jwt_keys.retain(|key| key.life.not_after > now);
-        if let Some(active_from) = next_due(&next.roots, now) {
-            let root = issue::new_root(&self.trust_domain, lifetime, now, active_from)?;
-            next.roots.push(Arc::new(root));
+        // Both, whatever the first says.
+        let mut changed = next.roots.forget_ended(now) | next.jwt_keys.forget_ended(now);
+        if let Some(active_from) = next.roots.next_due(now) {
+            let root = issue::new_root(&self.trust_domain, self.lifetimes.root, now)?;
+            next.roots.push(root, active_from);
+            changed = true;
         }
-        if let Some(active_from) = next_due(&next.jwt_keys, now) {
-            let key = JwtKey::make(lifetime, now, active_from)?;
-            next.jwt_keys.push(Arc::new(key));
+        if let Some(active_from) = next.jwt_keys.next_due(now) {
+            let key = JwtKey::make(self.lifetimes.root, now)?;
+            next.jwt_keys.push(key, active_from);
+            changed = true;
         }
-        if is_same(&next.roots, &guard.roots) && is_same(&next.jwt_keys, &guard.jwt_keys) {
+        if !changed {
             return Ok(Rotation::None);
         }
         self.folder.write(&self.trust_domain, &next)?;
         *guard = Arc::new(next);
         Ok(Rotation::Changed)
+    }
+
+    /// All roots and keys of tokens, oldest first.
+    pub fn show(&self, now: SystemTime) -> Vec<Shown> {
+        fn shown<T: Lived>(
+            kind: &'static str,
+            signers: &Signers<T>,
+            now: SystemTime,
+        ) -> Vec<Shown> {
+            let all = signers.standings(now).map(|(one, standing)| Shown {
+                kind,
+                id: one.id(),
+                standing,
+                active_from: one.active_from,
+                not_after: one.not_after(),
+            });
+            all.collect()
+        }
+        let state = self.state();
+        let mut all = shown("x509", &state.roots, now);
+        all.extend(shown("jwt", &state.jwt_keys, now));
+        all
+    }
+
+    /// Makes the next root and the next key of tokens before their time, and tells them in bundles.
+    ///
+    /// # Errors
+    /// [`StateError::AlreadyPrepared`], or it cannot be written down; nothing changes then.
+    pub fn prepare(&self, now: SystemTime) -> Result<(), StateError> {
+        self.change(|next| {
+            let root_from = next.roots.prepare_for(now)?;
+            let key_from = next.jwt_keys.prepare_for(now)?;
+            let lifetime = self.lifetimes.root;
+            let root = issue::new_root(&self.trust_domain, lifetime, now)?;
+            next.roots.push(root, root_from);
+            next.jwt_keys.push(JwtKey::make(lifetime, now)?, key_from);
+            Ok(())
+        })
+    }
+
+    /// Has what is prepared sign from now on.
+    ///
+    /// # Errors
+    /// [`StateError::NothingPrepared`], or it cannot be written down; nothing changes then.
+    pub fn activate(&self, now: SystemTime) -> Result<(), StateError> {
+        self.change(|next| {
+            next.roots.activate(now)?;
+            next.jwt_keys.activate(now)
+        })
+    }
+
+    /// Has all that a root or key signed be replaced. It stays in the bundles until it is revoked.
+    ///
+    /// # Errors
+    /// [`StateError::Signs`], [`StateError::Unknown`], or it cannot be written down.
+    pub fn taint(&self, id: &str, now: SystemTime) -> Result<(), StateError> {
+        self.change(|next| {
+            let found = next.roots.taint(id, now)? || next.jwt_keys.taint(id, now)?;
+            found
+                .then_some(())
+                .ok_or_else(|| StateError::Unknown(id.to_owned()))
+        })
+    }
+
+    /// Takes a tainted root or key out of the bundles: nobody trusts what it signed any more.
+    ///
+    /// # Errors
+    /// [`StateError::Signs`], [`StateError::NotTainted`], [`StateError::Unknown`], or it cannot be
+    /// written down.
+    pub fn revoke_signer(&self, id: &str, now: SystemTime) -> Result<(), StateError> {
+        self.change(|next| {
+            let found = next.roots.remove(id, now)? || next.jwt_keys.remove(id, now)?;
+            found
+                .then_some(())
+                .ok_or_else(|| StateError::Unknown(id.to_owned()))
+        })
+    }
+
+    /// Is what the root of this serial number signed still to be used?
+    pub fn stands_by(&self, root: &[u8]) -> bool {
+        let state = self.state();
+        state
+            .roots
+            .iter()
+            .any(|one| one.serial == root && !one.tainted)
+    }
+
+    /// Changes the state whole, on disk before in memory.
+    fn change(
+        &self,
+        how: impl FnOnce(&mut State) -> Result<(), StateError>,
+    ) -> Result<(), StateError> {
+        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = State::clone(&guard);
+        how(&mut next)?;
+        self.folder.write(&self.trust_domain, &next)?;
+        *guard = Arc::new(next);
+        Ok(())
     }
 
     fn state(&self) -> Arc<State> {
@@ -225,6 +325,21 @@ impl Authority {
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
+}
+
+/// A root or a key of tokens, as administration shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// `x509` or `jwt`.
+    pub kind: &'static str,
+    /// The root's serial number, or the key's `kid`; hexadecimal.
+    pub id: String,
+    /// Where it stands.
+    pub standing: Standing,
+    /// From when on it signs.
+    pub active_from: SystemTime,
+    /// When it ends.
+    pub not_after: SystemTime,
 }
 
 /// An SVID that is to be taken back.
@@ -236,55 +351,6 @@ pub struct RevokedSvid {
     pub issuer: Vec<u8>,
     /// When it would have ended.
     pub expires: SystemTime,
-}
-
-/// When something that signs lives, and from when on it signs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Life {
-    not_before: SystemTime,
-    active_from: SystemTime,
-    not_after: SystemTime,
-}
-
-/// Something that signs for a while: a root, or a key of tokens.
-trait Lived {
-    fn life(&self) -> Life;
-}
-
-/// The one that signs now: of those that may, the one that was given the task last.
-fn active<T: Lived>(all: &[Arc<T>], now: SystemTime) -> Option<&T> {
-    all.iter()
-        .filter(|one| one.life().active_from <= now && now < one.life().not_after)
-        .max_by_key(|one| one.life().active_from)
-        .map(|one| &**one)
-}
-
-/// Is it time for a new one, and from when on shall it sign?
-///
-/// It is made when the active one has lived half of its life, so that every bundle has it long
-/// before anything is signed by it, and signs from the last sixth on. Where none is left, as after
-/// a long stop, it signs at once.
-fn next_due<T: Lived>(all: &[Arc<T>], now: SystemTime) -> Option<SystemTime> {
-    let Some(active) = active(all, now) else {
-        return Some(now);
-    };
-    let is_prepared = all.iter().any(|other| other.life().active_from > now);
-    let Life {
-        not_before,
-        not_after,
-        ..
-    } = active.life();
-    let life = not_after.duration_since(not_before).unwrap_or_default();
-    let is_due = now >= not_before + life / 2;
-    (is_due && !is_prepared).then(|| not_after - life / 6)
-}
-
-fn is_same<T>(one: &[Arc<T>], other: &[Arc<T>]) -> bool {
-    one.len() == other.len()
-        && one
-            .iter()
-            .zip(other)
-            .all(|(one, other)| Arc::ptr_eq(one, other))
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -22,15 +21,17 @@ use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::{Life, Lived, jwt::JwtKey};
+use super::{
+    issue::hex,
+    jwt::JwtKey,
+    signers::{Lived, Signer, Signers},
+};
 
 /// Everything the authority must not forget.
 #[derive(Debug, Clone, Default)]
 pub(super) struct State {
-    /// Oldest first.
-    pub(super) roots: Vec<Arc<Root>>,
-    /// Oldest first.
-    pub(super) jwt_keys: Vec<Arc<JwtKey>>,
+    pub(super) roots: Signers<Root>,
+    pub(super) jwt_keys: Signers<JwtKey>,
     pub(super) revoked: Vec<Revoked>,
     pub(super) list_number: u64,
 }
@@ -42,26 +43,24 @@ pub(super) struct Root {
     pub(super) serial: Vec<u8>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
-    /// From when on it signs.
-    pub(super) active_from: SystemTime,
 }
 
 impl Lived for Root {
-    fn life(&self) -> Life {
-        Life {
-            not_before: self.not_before,
-            active_from: self.active_from,
-            not_after: self.not_after,
-        }
+    fn id(&self) -> String {
+        hex(&self.serial)
+    }
+
+    fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    fn not_after(&self) -> SystemTime {
+        self.not_after
     }
 }
 
 impl Root {
-    pub(super) fn new(
-        certificate: Vec<u8>,
-        key: KeyPair,
-        active_from: SystemTime,
-    ) -> Result<Self, StateError> {
+    pub(super) fn new(certificate: Vec<u8>, key: KeyPair) -> Result<Self, StateError> {
         let (_, parsed) = X509Certificate::from_der(&certificate)
             .map_err(|_| StateError::damaged("a root certificate cannot be read"))?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
@@ -77,7 +76,6 @@ impl Root {
             not_before: time(parsed.validity().not_before.timestamp()),
             not_after: time(parsed.validity().not_after.timestamp()),
             key,
-            active_from,
             certificate,
         })
     }
@@ -87,7 +85,6 @@ impl std::fmt::Debug for Root {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Root")
             .field("not_after", &self.not_after)
-            .field("active_from", &self.active_from)
             .field("key", &"<secret>")
             .finish_non_exhaustive()
     }
@@ -144,6 +141,21 @@ pub enum StateError {
     /// A token could not be made.
     #[error("cannot sign a token")]
     Token,
+    /// One is prepared already.
+    #[error("the next one is prepared already; `activate` has it sign")]
+    AlreadyPrepared,
+    /// There is nothing to activate.
+    #[error("nothing is prepared; `prepare` makes the next one")]
+    NothingPrepared,
+    /// It signs now.
+    #[error("`{0}` signs now; `prepare` and `activate` another one before")]
+    Signs(String),
+    /// It is trusted.
+    #[error("`{0}` is not tainted; `taint` has all that it signed replaced before it goes")]
+    NotTainted(String),
+    /// There is no such root or key.
+    #[error("there is no root and no key `{0}`; `show` lists them")]
+    Unknown(String),
     /// There are no random numbers.
     #[error("the system gives no random numbers")]
     Random,
@@ -280,6 +292,8 @@ struct WrittenRoot {
     certificate: String,
     key: Zeroizing<String>,
     active_from: u64,
+    #[serde(default)]
+    tainted: bool,
 }
 
 /// The key in base64 of PKCS#8; times in seconds since 1970.
@@ -291,6 +305,8 @@ struct WrittenJwtKey {
     not_before: u64,
     active_from: u64,
     not_after: u64,
+    #[serde(default)]
+    tainted: bool,
 }
 
 /// Serial numbers in base64; times in seconds since 1970.
@@ -317,6 +333,7 @@ impl Written {
                         BASE64_STANDARD.encode(Zeroizing::new(root.key.serialize_der()).as_slice()),
                     ),
                     active_from: seconds(root.active_from),
+                    tainted: root.tainted,
                 })
                 .collect(),
             jwt_keys: state
@@ -325,9 +342,10 @@ impl Written {
                 .map(|key| WrittenJwtKey {
                     id: key.id.clone(),
                     key: Zeroizing::new(BASE64_STANDARD.encode(&*key.pkcs8)),
-                    not_before: seconds(key.life.not_before),
-                    active_from: seconds(key.life.active_from),
-                    not_after: seconds(key.life.not_after),
+                    not_before: seconds(key.not_before),
+                    active_from: seconds(key.active_from),
+                    not_after: seconds(key.not_after),
+                    tainted: key.tainted,
                 })
                 .collect(),
             revoked: state
@@ -355,11 +373,8 @@ impl Written {
             let (found, wanted) = (self.trust_domain, wanted.clone());
             return Err(StateError::OtherTrustDomain { found, wanted });
         }
-        let roots: Vec<Arc<Root>> = self
-            .roots
-            .into_iter()
-            .map(|root| root.meaning().map(Arc::new))
-            .collect::<Result<_, _>>()?;
+        let roots = self.roots.into_iter().map(WrittenRoot::meaning);
+        let roots: Signers<Root> = roots.collect::<Result<_, _>>()?;
         let certificates = roots
             .iter()
             .map(|root| CertificateDer::from(root.certificate.clone()))
@@ -378,25 +393,22 @@ impl Written {
 }
 
 impl WrittenRoot {
-    fn meaning(self) -> Result<Root, StateError> {
+    fn meaning(self) -> Result<Signer<Root>, StateError> {
         let key = Zeroizing::new(decode(&self.key)?);
         let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(key.as_slice()))
             .map_err(|_| StateError::damaged("a root's key cannot be read"))?;
-        Root::new(decode(&self.certificate)?, key, time(self.active_from))
+        let root = Root::new(decode(&self.certificate)?, key)?;
+        Ok(Signer::new(root, time(self.active_from), self.tainted))
     }
 }
 
 impl WrittenJwtKey {
-    fn meaning(self) -> Result<Arc<JwtKey>, StateError> {
+    fn meaning(self) -> Result<Signer<JwtKey>, StateError> {
         let pkcs8 = Zeroizing::new(decode(&self.key)?);
-        let life = Life {
-            not_before: time(self.not_before),
-            active_from: time(self.active_from),
-            not_after: time(self.not_after),
-        };
-        JwtKey::of(self.id, pkcs8, life)
-            .map(Arc::new)
-            .map_err(|_| StateError::damaged("a key that signs tokens cannot be read"))
+        let life = [self.not_before, self.not_after].map(time);
+        let key = JwtKey::of(self.id, pkcs8, life)
+            .map_err(|_| StateError::damaged("a key that signs tokens cannot be read"))?;
+        Ok(Signer::new(key, time(self.active_from), self.tainted))
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, Subcommand};
+use http::Method;
 use postern_spiffe::{JwtBundle, TrustDomain, X509Bundle, bundle::BundleDocument};
 use serde_json::Value;
 
@@ -50,6 +51,29 @@ pub(super) enum Drift {
     List(Asking),
 }
 
+/// The roots and the keys of tokens, over the admin socket
+#[derive(Debug, Subcommand)]
+pub(super) enum Authority {
+    /// Lists them
+    Show(Asking),
+    /// Makes the next ones before their time, and tells them in every bundle
+    Prepare(Asking),
+    /// Has those that are prepared sign from now on
+    Activate(Asking),
+    /// Has all that one signed be replaced; it stays in the bundles until it is revoked
+    Taint(OfOne),
+    /// Takes a tainted one out of the bundles: nobody trusts what it signed any more
+    Revoke(OfOne),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OfOne {
+    /// Its ID, as `show` lists it
+    id: String,
+    #[command(flatten)]
+    asking: Asking,
+}
+
 /// How to ask, and how to show.
 #[derive(Debug, Args)]
 pub(super) struct Asking {
@@ -69,7 +93,11 @@ pub(super) struct Asking {
 
 impl Asking {
     async fn ask(&self, what: &str) -> anyhow::Result<Value> {
-        ask_admin(&socket_path(&self.socket_path)?, what).await
+        ask_admin(&socket_path(&self.socket_path)?, Method::GET, what).await
+    }
+
+    async fn tell(&self, what: &str) -> anyhow::Result<Value> {
+        ask_admin(&socket_path(&self.socket_path)?, Method::POST, what).await
     }
 
     /// JSON as it came, or a line for each item with these members.
@@ -145,6 +173,44 @@ impl Bundle {
         }
         Ok(())
     }
+}
+
+impl Authority {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let (asking, answer) = match self {
+            Self::Show(asking) => {
+                let answer = asking.ask("/authority").await?;
+                (asking, answer)
+            }
+            Self::Prepare(asking) => {
+                let answer = asking.tell("/authority/prepare").await?;
+                (asking, answer)
+            }
+            Self::Activate(asking) => {
+                let answer = asking.tell("/authority/activate").await?;
+                (asking, answer)
+            }
+            Self::Taint(OfOne { id, asking }) => {
+                let answer = asking.tell(&one("taint", &id)?).await?;
+                (asking, answer)
+            }
+            Self::Revoke(OfOne { id, asking }) => {
+                let answer = asking.tell(&one("revoke", &id)?).await?;
+                (asking, answer)
+            }
+        };
+        asking.show(&answer, &["kind", "id", "status", "signsFrom", "ends"]);
+        Ok(())
+    }
+}
+
+/// The path of something that is done to one root or key.
+fn one(what: &str, id: &str) -> anyhow::Result<String> {
+    let is_hex = id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if id.is_empty() || !is_hex {
+        bail!("`{id}` is no ID; `postern-agent authority show` lists them");
+    }
+    Ok(format!("/authority/{what}/{id}"))
 }
 
 impl Drift {

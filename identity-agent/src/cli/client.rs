@@ -4,6 +4,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
+use http::Method;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::TokioIo;
 use postern_proto::{
@@ -79,8 +80,11 @@ pub(super) async fn within<T>(
     }
 }
 
-/// Asks the admin socket.
-pub(super) async fn ask_admin(path: &Path, what: &str) -> anyhow::Result<Value> {
+/// Asks the admin socket, or tells it to do something.
+///
+/// # Errors
+/// It cannot be reached, or refuses; its word is in the error.
+pub(super) async fn ask_admin(path: &Path, method: Method, what: &str) -> anyhow::Result<Value> {
     let stream = UnixStream::connect(path).await.with_context(|| {
         format!(
             "cannot reach the admin socket `{}`; is the agent running, and are you its user? Name \
@@ -91,15 +95,18 @@ pub(super) async fn ask_admin(path: &Path, what: &str) -> anyhow::Result<Value> 
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = http::Request::get(what)
+    let request = http::Request::builder()
+        .method(method)
+        .uri(what)
         .header(http::header::HOST, "admin")
         .body(Empty::<Bytes>::new())?;
-    let body = sender
-        .send_request(request)
-        .await?
-        .into_body()
-        .collect()
-        .await?
-        .to_bytes();
-    serde_json::from_slice(&body).context("the admin socket's answer cannot be read")
+    let answer = sender.send_request(request).await?;
+    let is_done = answer.status().is_success();
+    let body = answer.into_body().collect().await?.to_bytes();
+    let value: Value =
+        serde_json::from_slice(&body).context("the admin socket's answer cannot be read")?;
+    match value.get("error").and_then(Value::as_str) {
+        Some(error) if !is_done => bail!("{error}"),
+        _ => Ok(value),
+    }
 }

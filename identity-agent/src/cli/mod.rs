@@ -61,6 +61,9 @@ enum Command {
     /// The trust bundle, over the admin socket
     #[command(subcommand)]
     Bundle(admin::Bundle),
+    /// The roots and the keys of tokens, over the admin socket
+    #[command(subcommand)]
+    Authority(admin::Authority),
     /// Deviations from baselines, over the admin socket
     #[command(subcommand)]
     Drift(admin::Drift),
@@ -137,6 +140,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Posture(posture) => posture.run(),
         Command::Workload(command) => client::block_on(command.run()),
         Command::Bundle(command) => client::block_on(command.run()),
+        Command::Authority(command) => client::block_on(command.run()),
         Command::Drift(command) => client::block_on(command.run()),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -125,7 +125,12 @@ impl Subscription {
             let before = self.sent.take().unwrap_or_default();
             let is_first = before.svids.is_empty();
             let is_due = before.renew_at.is_some_and(|at| at <= Instant::now());
-            let is_same = !is_first && !is_due && is_what_they_are(&before.svids, &entitled);
+            let authority = &self.agent.authority;
+            let is_good = |svid: &Svid| authority.stands_by(&svid.issued.issuer);
+            let is_same = !is_first
+                && !is_due
+                && before.svids.iter().all(is_good)
+                && is_what_they_are(&before.svids, &entitled);
             let (bundle, lists) = self.trust()?;
             if is_same && bundle == before.bundle && lists == before.lists {
                 self.sent = Some(before);

@@ -12,7 +12,7 @@ use postern_spiffe::{
 };
 use tempfile::TempDir;
 
-use super::{Authority, Issued, Lifetimes, RevokedSvid, Rotation, StateError};
+use super::{Authority, Issued, Lifetimes, RevokedSvid, Rotation, Standing, StateError};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -293,4 +293,77 @@ fn keys_of_tokens_survive_a_restart_and_a_state_without_them_is_taken() {
     let third = open(&folder, now).unwrap();
     assert_eq!(third.bundle(), roots);
     assert_ne!(third.jwt_bundle(), keys);
+}
+
+#[test]
+fn a_root_is_replaced_by_hand_in_four_steps_and_never_in_fewer() {
+    // FAULTS 41
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    let authority = open(&folder, now).unwrap();
+    let old = issue(&authority, now);
+    let standings = |kind| -> Vec<(String, Standing)> {
+        let all = authority.show(now).into_iter();
+        let these = all.filter(|one| one.kind == kind);
+        these.map(|one| (one.id, one.standing)).collect()
+    };
+    let first = standings("x509")[0].0.clone();
+    assert!(matches!(
+        authority.activate(now),
+        Err(StateError::NothingPrepared)
+    ));
+    assert!(matches!(
+        authority.taint(&first, now),
+        Err(StateError::Signs(_))
+    ));
+    assert!(matches!(
+        authority.revoke_signer(&first, now),
+        Err(StateError::Signs(_))
+    ));
+    assert!(matches!(
+        authority.taint("00", now),
+        Err(StateError::Unknown(_))
+    ));
+
+    authority.prepare(now).unwrap();
+    assert!(matches!(
+        authority.prepare(now),
+        Err(StateError::AlreadyPrepared)
+    ));
+    assert_eq!(split_der(&authority.bundle()).unwrap().len(), 2);
+    assert_eq!(
+        issue(&authority, now).issuer,
+        old.issuer,
+        "it does not sign yet"
+    );
+    authority.activate(now).unwrap();
+    let new = issue(&authority, now);
+    assert_ne!(new.issuer, old.issuer);
+    assert!(verify(&authority, &old, now).is_ok());
+    assert!(authority.stands_by(&old.issuer));
+
+    assert!(matches!(
+        authority.revoke_signer(&first, now),
+        Err(StateError::NotTainted(_))
+    ));
+    authority.taint(&first, now).unwrap();
+    assert!(!authority.stands_by(&old.issuer) && authority.stands_by(&new.issuer));
+    assert!(
+        verify(&authority, &old, now).is_ok(),
+        "peers still trust it"
+    );
+    authority.revoke_signer(&first, now).unwrap();
+    assert_eq!(
+        verify(&authority, &old, now),
+        Err(PeerRefused::UnknownAuthority)
+    );
+    assert!(verify(&authority, &new, now).is_ok());
+
+    let key = standings("jwt")[0].0.clone();
+    authority.taint(&key, now).unwrap();
+    authority.revoke_signer(&key, now).unwrap();
+    let left = (standings("x509").len(), standings("jwt").len());
+    assert_eq!(left, (1, 1));
+    drop(authority);
+    let again = open(&folder, now).unwrap();
+    assert!(verify(&again, &old, now).is_err() && verify(&again, &new, now).is_ok());
 }

@@ -62,10 +62,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let service = SpiffeWorkloadApiServer::new(WorkloadApi::new(agent.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    reporter
+        .set_serving::<SpiffeWorkloadApiServer<WorkloadApi>>()
+        .await;
     let serving = Server::builder()
         .max_concurrent_streams(MAX_STREAMS_OF_CONNECTION)
         .http2_keepalive_interval(Some(Duration::from_secs(60)))
         .add_service(service)
+        .add_service(health_service)
         .serve_with_incoming(caller::incoming(api, MAX_CONNECTIONS));
 
     tracing::info!(

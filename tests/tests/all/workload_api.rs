@@ -257,3 +257,20 @@ fn tokens_are_fetched_and_verified_by_the_command_line() {
         assert!(refused.contains(said), "{said} in {refused}");
     }
 }
+
+#[test]
+fn the_socket_answers_the_health_protocol() {
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("1h")).unwrap();
+    let python = root().join("target/python/bin/python");
+    let script = root().join("tests/python/health.py");
+    let address = format!("unix:{}", socket.display());
+    let arguments = [script.to_str().unwrap(), &address];
+    let output = run(python.to_str().unwrap(), &arguments).unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "SERVING\nSERVING\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

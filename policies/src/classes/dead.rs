@@ -39,9 +39,13 @@ struct Seen {
 /// tell apart; for `check`, not for a proxy that loads them.
 ///
 /// # Errors
-/// [`TooMany`], also where a Workload has more rules than anybody wants to wait for.
+/// [`TooMany`], also where there are more Workloads, or more rules at one, than anybody wants to wait
+/// for.
 pub fn dead_rules(set: &PolicySet) -> Result<Vec<DeadRule>, TooMany> {
     let mut seen: BTreeMap<(usize, usize), Seen> = BTreeMap::new();
+    if set.workloads().count() > MAX_WORKLOADS {
+        return Err(TooMany);
+    }
     let mut compiled = None;
     for workload in set.workloads() {
         let Some(site) = set.site(&workload.name) else {
@@ -126,6 +130,9 @@ fn look(
         }
     });
 }
+
+/// Each is asked about all others.
+const MAX_WORKLOADS: usize = 1000;
 
 /// More rules than that at one Workload are many to ask about together.
 const MAX_RULES: usize = 200;

@@ -82,7 +82,7 @@ pub(crate) fn tell_app<B>(
     for rule in rules {
         let claims = rule.claim_headers.iter().map(|one| &one.header);
         for name in rule.payload_header.iter().chain(claims) {
-            request.headers_mut().remove(name.as_str());
+            strip(request.headers_mut(), name);
         }
     }
     let Some((verified, rule)) = accepted else {
@@ -101,6 +101,20 @@ pub(crate) fn tell_app<B>(
         if let Some(text) = claim_text(&verified.claims, &one.claim) {
             tell(headers, &one.header, &text);
         }
+    }
+}
+
+/// Strips a field in every spelling: some apps take `_` for `-`.
+fn strip(headers: &mut HeaderMap, name: &str) {
+    let plain = |name: &str| name.replace('_', "-");
+    let name = plain(name);
+    let all = headers.keys();
+    let like: Vec<HeaderName> = all
+        .filter(|one| plain(one.as_str()) == name)
+        .cloned()
+        .collect();
+    for one in like {
+        headers.remove(one);
     }
 }
 

@@ -322,8 +322,16 @@ mod tests {
         refused("{}", &["needs `trustDomain`"]);
         refused("", &["the file is empty"]);
         refused(
-            "trustDomain: a\nattestors: {docker: {}}",
-            &["attestor `docker` is not supported yet"],
+            "trustDomain: a\nattestors: {k8s: {}}",
+            &["attestor `k8s` is not supported yet"],
+        );
+        refused(
+            "trustDomain: a\nattestors: {docker: {socket: docker.sock}}",
+            &["`docker.socket` is no address of a Unix socket"],
+        );
+        refused(
+            "trustDomain: a\nauthority: {caTTL: 20m, svidTTL: 1m, jwtTTL: 5m}",
+            &["six times `authority.jwtTTL`"],
         );
         refused("trustDomain: a\nattestors: {}", &["there is no attestor"]);
         refused(

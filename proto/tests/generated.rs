@@ -3,31 +3,53 @@
 //!
 //! After a change to a `.proto` file: `POSTERN_REGENERATE=1 cargo test -p postern-proto`.
 
-use std::{fs, path::Path};
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[test]
-fn committed_code_is_what_the_contracts_generate() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let committed = root.join("src/generated/spiffe_workload_api.rs");
-    let fresh = tempfile::tempdir().unwrap();
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-    let contract = root.join("spiffe_workload_api");
-    let descriptors = protox::compile([contract.join("workload.proto")], [&contract]).unwrap();
-    tonic_prost_build::configure()
-        .out_dir(fresh.path())
-        .compile_fds(descriptors)
-        .unwrap();
+use prost::Message as _;
 
-    // The contract has no package, so its code is made under the name `_`.
-    let new = fs::read_to_string(fresh.path().join("_.rs")).unwrap();
+/// The folders of the contracts, their files, and the package that the code is made under.
+const CONTRACTS: [(&str, &str, &str); 3] = [
+    // It has no package, so its code is made under the name `_`.
+    ("spiffe_workload_api", "workload.proto", "_"),
+    ("envoy_sds", "sds.proto", "envoy.service.secret.v3"),
+    ("control", "control.proto", "postern.control.v1"),
+];
+
+#[track_caller]
+fn check(committed: &Path, new: &[u8]) {
     if std::env::var_os("POSTERN_REGENERATE").is_some() {
-        fs::write(&committed, &new).unwrap();
+        fs::write(committed, new).unwrap();
     }
-    let old = fs::read_to_string(&committed).unwrap_or_default();
     assert!(
-        old == new,
+        fs::read(committed).unwrap_or_default() == new,
         "{} is not what its contract generates; run \
          `POSTERN_REGENERATE=1 cargo test -p postern-proto` and commit it",
         committed.display()
     );
+}
+
+#[test]
+fn committed_code_is_what_the_contracts_generate() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (folder, file, package) in CONTRACTS {
+        let fresh = tempfile::tempdir().unwrap();
+        let contract = root.join(folder);
+        let descriptors = protox::compile([contract.join(file)], [&contract]).unwrap();
+        let committed = |ending: &str| -> PathBuf {
+            root.join("src/generated")
+                .join(format!("{folder}.{ending}"))
+        };
+        check(&committed("bin"), &descriptors.encode_to_vec());
+        tonic_prost_build::configure()
+            .out_dir(fresh.path())
+            .compile_fds(descriptors)
+            .unwrap();
+        let new = fs::read(fresh.path().join(format!("{package}.rs"))).unwrap();
+        check(&committed("rs"), &new);
+    }
 }

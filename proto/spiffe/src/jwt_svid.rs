@@ -60,6 +60,11 @@ impl JwtBundle {
         }
     }
 
+    /// Does it trust nobody?
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     /// Reads a JWK Set. Keys of another use, without an ID or of an unknown kind are left out.
     /// Spec: JWT-SVID section 5, Trust Domain and Bundle section 4.2.
     ///

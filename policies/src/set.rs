@@ -157,6 +157,14 @@ impl PolicySet {
         self.compiled.workloads.iter().map(|entry| &entry.workload)
     }
 
+    /// The namespaces that are known, by document or by a Workload, and their labels; in the order of
+    /// their names.
+    pub fn namespaces(
+        &self,
+    ) -> impl Iterator<Item = (&str, &std::collections::BTreeMap<String, String>)> {
+        self.compiled.namespaces()
+    }
+
     /// The Workloads that have this identity. More than one may.
     pub fn workloads_of(&self, id: &SpiffeId) -> impl Iterator<Item = &Workload> {
         self.compiled.by_identity(id).map(|entry| &entry.workload)

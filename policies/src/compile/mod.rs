@@ -133,6 +133,14 @@ impl Compiled {
         network.chain(authorization)
     }
 
+    /// Every namespace and its labels, in the order of their names.
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = (&str, &Labels)> {
+        let mut all: Vec<_> = self.namespaces.iter().collect();
+        all.sort_by_key(|(name, _)| *name);
+        all.into_iter()
+            .map(|(name, labels)| (name.as_str(), labels))
+    }
+
     /// The labels of a namespace. One without a document has its name alone.
     pub(crate) fn namespace_labels(&self, namespace: &str) -> Option<&Labels> {
         self.namespaces.get(namespace)
@@ -395,12 +403,13 @@ fn refuse_duplicates(documents: &Documents, found: &mut Vec<Diagnostic>) {
             continue;
         };
         if let Some(first) = hints.insert(hint, meta) {
-            Problems::new(&meta.file, found).error(
+            Problems::new(&meta.file, found).warn(
                 meta.at,
                 format!(
                     "hint `{hint}` is that of `{}/{}` too",
                     first.namespace, first.name
                 ),
+                "a process that is both is told one of them alone, the older one",
             );
         }
     }

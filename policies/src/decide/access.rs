@@ -81,6 +81,17 @@ pub enum Protocol {
     Sctp,
 }
 
+impl Protocol {
+    /// As documents write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+}
+
 /// The parts of a request that policies speak of. They are the ones that will be forwarded:
 /// normalized before, not after.
 #[derive(Debug, Clone, Copy)]

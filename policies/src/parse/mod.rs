@@ -4,6 +4,7 @@
 //! whole set. All mistakes of all files are told in one run.
 
 mod authorization_policy;
+mod entry;
 mod network_policy;
 mod peer_authentication;
 mod request_authentication;
@@ -57,6 +58,11 @@ fn read_document(
     documents: &mut Documents,
     problems: &mut Problems<'_>,
 ) {
+    if entry::is_list(node) {
+        let read = entry::read(node, options, problems);
+        documents.workloads.extend(read);
+        return;
+    }
     let Some((version, kind)) = version_and_kind(node, problems) else {
         return;
     };

@@ -48,6 +48,12 @@ pub(crate) fn read(
             Some(node) => Some(fields::duration(node, "svidTTL", problems)?),
             None => None,
         },
+        jwt_ttl: match spec.get("jwtTTL") {
+            Some(node) => Some(fields::duration(node, "jwtTTL", problems)?),
+            None => None,
+        },
+        expires: None,
+        created: None,
         dns_names: parsed_list(&spec, "dnsNames", problems, dns_name)?,
         ports: ports(&spec, problems)?,
         addresses: parsed_list(&spec, "addresses", problems, |text| {
@@ -57,10 +63,7 @@ pub(crate) fn read(
                 dns_name(text)
             }
         })?,
-        federates_with: parsed_list(&spec, "federatesWith", problems, |text| {
-            TrustDomain::parse(text.strip_prefix("spiffe://").unwrap_or(text))
-                .map_err(|error| error.to_string())
-        })?,
+        federates_with: parsed_list(&spec, "federatesWith", problems, trust_domain)?,
         on_drift: on_drift(&spec, problems)?,
         baseline: match spec.get("baseline") {
             Some(node) => Some(baseline(node, problems)?),
@@ -94,30 +97,7 @@ fn identity(
     match (spec.get("spiffeID"), spec.get("serviceAccount")) {
         (Some(node), None) => {
             let text = fields::filled(node, "spiffeID", problems)?;
-            let id = match SpiffeId::parse(text) {
-                Ok(id) => id,
-                Err(error) => {
-                    problems.error(node.at, format!("`spiffeID` is not valid: {error}"));
-                    return None;
-                }
-            };
-            if id.path().is_empty() {
-                problems.error(
-                    node.at,
-                    "`spiffeID` needs a path: a workload is not its trust domain",
-                );
-                return None;
-            }
-            if id.trust_domain() != own {
-                let hint = format!("the trust domain here is `{own}`");
-                problems.error_with(
-                    node.at,
-                    format!("`spiffeID` is of trust domain `{}`", id.trust_domain()),
-                    hint,
-                );
-                return None;
-            }
-            Some((id, None))
+            Some((own_identity(text, node, "spiffeID", own, problems)?, None))
         }
         (None, Some(node)) => {
             let account = fields::filled(node, "serviceAccount", problems)?;
@@ -143,7 +123,47 @@ fn identity(
     }
 }
 
-fn hint(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Option<String>> {
+/// A workload of the own trust domain.
+pub(super) fn own_identity(
+    text: &str,
+    node: &Node,
+    what: &str,
+    own: &TrustDomain,
+    problems: &mut Problems<'_>,
+) -> Option<SpiffeId> {
+    let id = match SpiffeId::parse(text) {
+        Ok(id) => id,
+        Err(error) => {
+            problems.error(node.at, format!("`{what}` is not valid: {error}"));
+            return None;
+        }
+    };
+    if id.path().is_empty() {
+        problems.error(
+            node.at,
+            format!("`{what}` needs a path: a workload is not its trust domain"),
+        );
+        return None;
+    }
+    if id.trust_domain() != own {
+        let hint = format!("the trust domain here is `{own}`");
+        problems.error_with(
+            node.at,
+            format!("`{what}` is of trust domain `{}`", id.trust_domain()),
+            hint,
+        );
+        return None;
+    }
+    Some(id)
+}
+
+/// By its name, or as the start of a SPIFFE ID.
+pub(super) fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    TrustDomain::parse(text.strip_prefix("spiffe://").unwrap_or(text))
+        .map_err(|error| error.to_string())
+}
+
+pub(super) fn hint(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Option<String>> {
     let Some(node) = spec.get("hint") else {
         return Some(None);
     };
@@ -160,7 +180,7 @@ fn hint(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Option<String>
 
 /// A list of texts that mean something. An empty list is a mistake: it looks like a restriction
 /// and is none.
-fn parsed_list<T>(
+pub(super) fn parsed_list<T>(
     spec: &Fields<'_>,
     name: &str,
     problems: &mut Problems<'_>,
@@ -194,7 +214,7 @@ fn parsed_list<T>(
     read.into_iter().collect()
 }
 
-fn dns_name(text: &str) -> Result<String, String> {
+pub(super) fn dns_name(text: &str) -> Result<String, String> {
     let good_label = |label: &str| {
         !label.is_empty()
             && label.len() <= 63
@@ -279,12 +299,13 @@ fn baseline(node: &Node, problems: &mut Problems<'_>) -> Option<Baseline> {
     Some(Baseline { executables })
 }
 
-const SPEC: [&str; 13] = [
+const SPEC: [&str; 14] = [
     "serviceAccount",
     "spiffeID",
     "hint",
     "selectors",
     "svidTTL",
+    "jwtTTL",
     "dnsNames",
     "ports",
     "addresses",

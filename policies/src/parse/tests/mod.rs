@@ -1,1 +1,3 @@
 //! Reading documents: mistakes with their places.
+
+mod entries;

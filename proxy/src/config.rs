@@ -23,8 +23,8 @@ pub struct Config {
     pub identity: IdentitySource,
     /// The Workload that it stands for; found by its SPIFFE ID if none is named.
     pub workload: Option<WorkloadName>,
-    /// Where policies and Workloads are read.
-    pub policies: PolicyFolders,
+    /// Where policies and Workloads come from.
+    pub policies: PolicySources,
     /// The road in.
     pub inbound: Inbound,
     /// The road out.
@@ -72,19 +72,30 @@ pub enum IdentitySource {
     },
 }
 
-/// Where policies and Workloads are read.
+/// Where policies and Workloads come from.
 #[derive(Debug, Clone)]
-pub struct PolicyFolders {
-    /// The folder of policies.
-    pub policies: PathBuf,
-    /// The folder of Workloads and Namespaces, if it is another one.
-    pub workloads: Option<PathBuf>,
+pub struct PolicySources {
+    /// The policies.
+    pub policies: DocumentSource,
+    /// Workloads and Namespaces, if they come from elsewhere.
+    pub workloads: Option<DocumentSource>,
+    /// The agent's socket, where it is one of the two.
+    pub agent: Option<PathBuf>,
     /// The namespace of documents that name none.
     pub namespace: String,
     /// The namespace whose Istio policies hold everywhere.
     pub root_namespace: String,
     /// What holds where no policy speaks.
     pub defaults: Defaults,
+}
+
+/// Where documents come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DocumentSource {
+    /// A folder, watched.
+    Directory(PathBuf),
+    /// The agent tells them.
+    Agent,
 }
 
 /// The road in.
@@ -189,7 +200,7 @@ fn config(
         Some(node) => workload_name(node, "workload", problems).map(Some),
         None => Some(None),
     };
-    let policies = policies(&all, folder, problems);
+    let policies = policies(&all, folder, identity.as_ref(), problems);
     let inbound = inbound(&all, problems);
     let outbound = outbound(&all, problems);
     let admin = listen(&all, "admin", ADMIN, problems);
@@ -301,47 +312,75 @@ fn identity(
     }
 }
 
-fn policies(all: &Fields<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<PolicyFolders> {
+fn policies(
+    all: &Fields<'_>,
+    folder: &Path,
+    identity: Option<&IdentitySource>,
+    problems: &mut Problems<'_>,
+) -> Option<PolicySources> {
     let mut namespace = "default".to_owned();
-    let mut directory = |name: &str, problems: &mut Problems<'_>| -> Option<Option<PathBuf>> {
+    let agent = match identity {
+        Some(IdentitySource::WorkloadApi(socket)) => Some(socket.clone()),
+        _ => None,
+    };
+    let mut source = |name: &str, problems: &mut Problems<'_>| -> Option<Option<DocumentSource>> {
         let Some(node) = all.get(name) else {
             return Some(None);
         };
         let section = Fields::of(node, name, &["directory", "agent", "namespace"], problems)?;
         if let Some(node) = section.get("agent") {
-            let hint = format!("write `{name}: {{directory: …}}`");
-            problems.error_with(
-                node.at,
-                format!("`{name}.agent` is not supported yet"),
-                hint,
-            );
-            return None;
+            Fields::of(node, "agent", &[], problems)?;
+            if section.get("directory").is_some() {
+                problems.error(
+                    node.at,
+                    format!("`{name}` is `directory` or `agent`, not both"),
+                );
+                return None;
+            }
+            if agent.is_none() {
+                let hint = "the agent tells only those who have their identity from it";
+                let text = format!("`{name}.agent` needs `identity.workloadApi`");
+                problems.error_with(node.at, text, hint);
+                return None;
+            }
+            return Some(Some(DocumentSource::Agent));
         }
         if let Some(node) = section.get("namespace") {
             namespace = fields::filled(node, "namespace", problems)?.to_owned();
         }
         let node = section.required("directory", name, problems)?;
-        fields::filled(node, "directory", problems).map(|text| Some(folder.join(text)))
+        let text = fields::filled(node, "directory", problems)?;
+        Some(Some(DocumentSource::Directory(folder.join(text))))
     };
-    let policies = directory("policies", problems)?;
-    let workloads = directory("workloads", problems)?;
-    let Some(policies) = policies else {
-        let hint = "`policies: {directory: policies/}`";
-        problems.error_with(
-            all.at,
-            "proxy.yaml needs `policies`: without any, all is denied",
-            hint,
-        );
-        return None;
+    let policies = source("policies", problems)?;
+    let workloads = source("workloads", problems)?;
+    let (policies, workloads) = match (policies, workloads, &agent) {
+        (Some(policies), workloads, _) => (policies, workloads),
+        // The default with an agent: it tells both.
+        (None, workloads, Some(_)) => (
+            DocumentSource::Agent,
+            workloads.or(Some(DocumentSource::Agent)),
+        ),
+        (None, ..) => {
+            let hint = "`policies: {directory: policies/}`";
+            problems.error_with(
+                all.at,
+                "proxy.yaml needs `policies`: without any, all is denied",
+                hint,
+            );
+            return None;
+        }
     };
+    let asks = [Some(&policies), workloads.as_ref()].contains(&Some(&DocumentSource::Agent));
     let root_namespace = match all.get("rootNamespace") {
         Some(node) => fields::filled(node, "rootNamespace", problems)?.to_owned(),
         None => "istio-system".to_owned(),
     };
     let defaults = defaults(all, problems)?;
-    Some(PolicyFolders {
+    Some(PolicySources {
         policies,
         workloads,
+        agent: agent.filter(|_| asks),
         namespace,
         root_namespace,
         defaults,
@@ -590,7 +629,7 @@ const INBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1
 mod tests {
     use std::path::Path;
 
-    use super::{Config, Forward, Protocol};
+    use super::{Config, DocumentSource, Forward, Protocol};
 
     const SMALLEST: &str = "policies: {directory: p}\ninbound: {forward: '127.0.0.1:8080'}\n";
 
@@ -608,7 +647,8 @@ mod tests {
             config.inbound.forward,
             Forward::To("127.0.0.1:8080".parse().unwrap())
         );
-        assert_eq!(config.policies.policies, Path::new("/etc/postern/p"));
+        let directory = DocumentSource::Directory("/etc/postern/p".into());
+        assert_eq!(config.policies.policies, directory);
         assert!(!config.allow_dumpable && !config.reason_header);
     }
 
@@ -639,10 +679,16 @@ mod tests {
     #[test]
     fn what_cannot_be_honoured_is_refused() {
         let with = |more: &str| format!("{SMALLEST}{more}");
-        refused("inbound: {forward: '127.0.0.1:1'}", &["needs `policies`"]);
+        let files = "identity: {files: {certificate: c, key: k, bundle: b}}\n";
+        let inbound = "inbound: {forward: '127.0.0.1:1'}";
+        refused(&format!("{files}{inbound}"), &["needs `policies`"]);
         refused(
-            "policies: {agent: {}}\ninbound: {forward: '127.0.0.1:1'}",
-            &["not supported yet"],
+            &format!("{files}policies: {{agent: {{}}}}\n{inbound}"),
+            &["needs `identity.workloadApi`"],
+        );
+        refused(
+            &format!("policies: {{agent: {{}}, directory: p}}\n{inbound}"),
+            &["not both"],
         );
         refused(
             "policies: {directory: p}\ninbound: {forward: transparent}",

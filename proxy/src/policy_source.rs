@@ -1,28 +1,38 @@
-//! The policies in force, from folders. A folder with a mistake is refused whole, and the last
-//! good set stays.
+//! The policies in force, from folders or from the agent. What has a mistake is refused whole, and the
+//! last good set stays.
 
-use std::{sync::Arc, time::Duration};
+mod agent;
 
-use anyhow::anyhow;
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, anyhow};
 use postern_policies::{
-    Options, PolicySet,
+    Options, PolicySet, SourceFile,
     files::{self, Fingerprint},
 };
+use postern_proto::control::{Document, State};
 use postern_spiffe::TrustDomain;
 use tokio::{
     sync::{Notify, watch},
     time::interval,
 };
 
-use crate::{config::PolicyFolders, telemetry::Metrics, tls::Current};
+use crate::{
+    config::{DocumentSource, PolicySources},
+    telemetry::Metrics,
+    tls::Current,
+};
 
 /// The set in force; none before the first good one.
 pub(crate) type CurrentPolicies = watch::Receiver<Option<Arc<PolicySet>>>;
 
+/// What the agent said last.
+type Told = Option<Arc<State>>;
+
 /// Keeps the set up to date, for ever. The trust domain of the documents is that of our identity,
 /// so there is no set before there is an identity.
 pub(crate) async fn follow(
-    folders: PolicyFolders,
+    sources: PolicySources,
     mut identity: Current,
     reload: Arc<Notify>,
     current: watch::Sender<Option<Arc<PolicySet>>>,
@@ -36,22 +46,29 @@ pub(crate) async fn follow(
         return;
     };
     let Some(own) = own else { return };
+    let (sender, mut told) = watch::channel(Told::None);
+    if let Some(socket) = sources.agent.clone() {
+        tokio::spawn(agent::follow(socket, sender));
+        // Its first word: before it there is nothing to read.
+        let _ = told.wait_for(Option::is_some).await;
+    }
     let mut seen = None;
     let mut every = interval(LOOK_EVERY);
     loop {
         tokio::select! {
             _ = every.tick() => {}
+            _ = told.changed(), if sources.agent.is_some() => {}
             () = reload.notified() => seen = None,
         }
-        let now = [Some(&folders.policies), folders.workloads.as_ref()]
-            .map(|path| path.map(|path| Fingerprint::of(path)));
-        if seen.as_ref() == Some(&now) {
+        let told = told.borrow_and_update().clone();
+        let looks = Looks::of(&sources, told.clone());
+        if seen.as_ref() == Some(&looks) {
             continue;
         }
-        seen = Some(now);
-        let (folders, own) = (folders.clone(), own.clone());
-        let loaded = tokio::task::spawn_blocking(move || load(&folders, own)).await;
-        match loaded {
+        seen = Some(looks);
+        let (sources, own) = (sources.clone(), own.clone());
+        let loaded = tokio::task::spawn_blocking(move || load(&sources, told.as_deref(), own));
+        match loaded.await {
             Ok(Ok(set)) => {
                 metrics.policies_current.set(1);
                 tracing::info!(workloads = set.workloads().count(), "policies in force");
@@ -74,17 +91,70 @@ pub(crate) async fn follow(
     }
 }
 
-fn load(folders: &PolicyFolders, trust_domain: TrustDomain) -> anyhow::Result<PolicySet> {
-    let mut all = files::read_documents(&folders.policies)?;
-    if let Some(workloads) = &folders.workloads
-        && *workloads != folders.policies
-    {
-        all.extend(files::read_documents(workloads)?);
+/// What sources look like from outside: another look is a reason to read them.
+struct Looks {
+    folders: [Option<Fingerprint>; 2],
+    told: Told,
+}
+
+impl PartialEq for Looks {
+    fn eq(&self, other: &Self) -> bool {
+        let is_same_word = match (&self.told, &other.told) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (None, None) => true,
+            _ => false,
+        };
+        is_same_word && self.folders == other.folders
+    }
+}
+
+impl Looks {
+    fn of(sources: &PolicySources, told: Told) -> Self {
+        let folder = |source: Option<&DocumentSource>| match source {
+            Some(DocumentSource::Directory(path)) => Some(Fingerprint::of(path)),
+            _ => None,
+        };
+        Self {
+            folders: [
+                folder(Some(&sources.policies)),
+                folder(sources.workloads.as_ref()),
+            ],
+            told,
+        }
+    }
+}
+
+fn load(
+    sources: &PolicySources,
+    told: Option<&State>,
+    trust_domain: TrustDomain,
+) -> anyhow::Result<PolicySet> {
+    let mut namespace = sources.namespace.clone();
+    let mut all = match &sources.policies {
+        DocumentSource::Directory(path) => files::read_documents(path)?,
+        DocumentSource::Agent => {
+            let policies = told.and_then(|state| state.policies.as_ref());
+            let policies = policies.context(
+                "the agent has no policies to tell; name their folder in its `policies.directory`, \
+                 or in ours",
+            )?;
+            namespace.clone_from(&policies.namespace);
+            policies.documents.iter().map(source_file).collect()
+        }
+    };
+    match &sources.workloads {
+        Some(same) if *same == sources.policies && *same != DocumentSource::Agent => {}
+        Some(DocumentSource::Directory(path)) => all.extend(files::read_documents(path)?),
+        Some(DocumentSource::Agent) => {
+            let directory = told.map(|state| state.directory.as_slice());
+            all.extend(directory.unwrap_or_default().iter().map(source_file));
+        }
+        None => {}
     }
     let options = Options {
-        namespace: folders.namespace.clone(),
-        root_namespace: folders.root_namespace.clone(),
-        defaults: folders.defaults,
+        namespace,
+        root_namespace: sources.root_namespace.clone(),
+        defaults: sources.defaults,
         ..Options::new(trust_domain)
     };
     let loaded = PolicySet::load(&all, &options).map_err(|found| {
@@ -101,6 +171,13 @@ fn load(folders: &PolicyFolders, trust_domain: TrustDomain) -> anyhow::Result<Po
         tracing::warn!("{warning}");
     }
     Ok(loaded.set)
+}
+
+fn source_file(document: &Document) -> SourceFile {
+    SourceFile {
+        path: PathBuf::from(&document.path),
+        text: document.text.clone(),
+    }
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);

@@ -8,7 +8,7 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use postern_policies::model::workload::OnDrift;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::net::UnixListener;
 
-use crate::{agent::Agent, authority::Standing};
+use crate::{agent::Agent, authority::Standing, caller::PinnedProcess, registry::RegistryError};
 
 /// Answers until the task is dropped.
 pub async fn serve(listener: UnixListener, agent: Arc<Agent>) {
@@ -42,12 +42,25 @@ async fn answer(
     request: Request<Incoming>,
     agent: Arc<Agent>,
 ) -> Result<Response<Full<Bytes>>, http::Error> {
-    let path = request.uri().path();
-    let (status, body) = match (request.method(), path) {
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let path = uri.path();
+    let (status, body) = match (&method, path) {
         (&Method::GET, "/workloads") => (StatusCode::OK, workloads(&agent)),
         (&Method::GET, "/bundle") => (StatusCode::OK, bundle(&agent)),
         (&Method::GET, "/drift") => (StatusCode::OK, drift(&agent)),
         (&Method::GET, "/authority") => (StatusCode::OK, authority(&agent)),
+        (&Method::POST, "/workloads") => {
+            let replace = uri.query() == Some("replace=true");
+            create(&agent, request.into_body(), replace).await
+        }
+        (&Method::DELETE, _) => match path.strip_prefix("/workloads/") {
+            Some(name) => delete(&agent, name),
+            None => nothing(),
+        },
+        (&Method::GET, _) => match path.strip_prefix("/explain/").map(str::parse) {
+            Some(Ok(pid)) => explain(agent.clone(), pid).await,
+            _ => nothing(),
+        },
         (&Method::POST, _) => match path.strip_prefix("/authority/") {
             Some(what) => change_authority(&agent, what),
             None => nothing(),
@@ -65,6 +78,67 @@ fn nothing() -> (StatusCode, Value) {
         StatusCode::NOT_FOUND,
         json!({"error": "there is no such thing"}),
     )
+}
+
+/// Registers the Workloads of a text, all or none.
+async fn create(agent: &Agent, body: Incoming, replace: bool) -> (StatusCode, Value) {
+    let text = match Limited::new(body, MAX_TEXT_BYTES).collect().await {
+        Ok(body) => body.to_bytes().to_vec(),
+        Err(_) => {
+            let error = format!("at most {MAX_TEXT_BYTES} bytes are read; send fewer at once");
+            return (StatusCode::PAYLOAD_TOO_LARGE, json!({"error": error}));
+        }
+    };
+    let names = agent.registry.create(text, replace);
+    changed(agent, "workloads were registered", names)
+}
+
+fn delete(agent: &Agent, name: &str) -> (StatusCode, Value) {
+    let deleted = agent.registry.delete(name).map(|()| vec![name]);
+    changed(agent, "a workload was taken out of the registry", deleted)
+}
+
+fn changed<T: ToString>(
+    agent: &Agent,
+    what: &str,
+    done: Result<Vec<T>, RegistryError>,
+) -> (StatusCode, Value) {
+    match done {
+        Ok(names) => {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            tracing::warn!(?names, "{what}");
+            agent.announce_documents();
+            let names = names.iter().map(|name| json!({"name": name}));
+            (StatusCode::OK, names.collect())
+        }
+        Err(error) => {
+            let status = match error {
+                RegistryError::Exists(_) => StatusCode::CONFLICT,
+                RegistryError::Unknown(_) => StatusCode::NOT_FOUND,
+                RegistryError::Mistakes(_) | RegistryError::Nothing => StatusCode::BAD_REQUEST,
+                RegistryError::Read(_) | RegistryError::Store(_) => {
+                    agent.metrics.state_writes_failed.inc();
+                    StatusCode::INTERNAL_SERVER_ERROR
+                }
+            };
+            (status, json!({"error": error.to_string()}))
+        }
+    }
+}
+
+async fn explain(agent: Arc<Agent>, pid: i32) -> (StatusCode, Value) {
+    let explained = tokio::task::spawn_blocking(move || {
+        let process = PinnedProcess::by_number(pid).map_err(|error| error.to_string())?;
+        agent.explain(&process).map_err(|error| error.to_string())
+    });
+    match explained.await {
+        Ok(Ok(value)) => (StatusCode::OK, value),
+        Ok(Err(error)) => (
+            StatusCode::NOT_FOUND,
+            json!({"error": format!("process {pid} cannot be looked at: {error}")}),
+        ),
+        Err(_) => nothing(),
+    }
 }
 
 fn authority(agent: &Agent) -> Value {
@@ -130,6 +204,7 @@ fn bundle(agent: &Agent) -> Value {
         "trustDomain": agent.authority.trust_domain().as_str(),
         "x509": BASE64_STANDARD.encode(agent.authority.bundle()),
         "jwt": agent.authority.jwt_bundle().to_json(),
+        "document": agent.bundle_document().and_then(|document| document.to_json().ok()),
     })
 }
 
@@ -153,6 +228,9 @@ fn drift(agent: &Agent) -> Value {
         })
         .collect()
 }
+
+/// As large as a file of documents may be.
+const MAX_TEXT_BYTES: usize = 16 << 20;
 
 fn rfc3339(time: SystemTime) -> String {
     let seconds = time

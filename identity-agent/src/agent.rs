@@ -2,24 +2,37 @@
 //!
 //! Blocking where it reads files; the Workload API calls it on a thread for that.
 
+mod warm;
+
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
-use postern_policies::model::workload::{OnDrift, Workload, WorkloadName};
-use postern_spiffe::Selector;
+use arc_swap::ArcSwap;
+use postern_policies::{
+    PolicySet,
+    model::workload::{OnDrift, Workload, WorkloadName},
+};
+use postern_proto::control::State;
+use postern_spiffe::{JwtBundle, Selector, TrustDomain, X509Bundle, bundle::BundleDocument};
+use serde_json::json;
 use tokio::sync::watch;
 
 use crate::{
     attest::{AttestError, Attested, Attestors, Pod},
-    authority::{Authority, Issued, RevokedSvid, StateError},
+    authority::{Authority, RevokedSvid, StateError},
     caller::PinnedProcess,
+    control::{self, Policies},
     drift::{self, Drift},
-    registry::{Registry, matching},
+    federation::Federation,
+    registry::{Registry, matching, nearest_misses},
     telemetry::{Metrics, ReasonLabel},
 };
+
+pub use warm::Warm;
+use warm::WarmSvids;
 
 /// Everything that answers a caller.
 #[derive(Debug)]
@@ -30,6 +43,10 @@ pub struct Agent {
     pub registry: Registry,
     /// Signs.
     pub authority: Authority,
+    /// The bundles of other trust domains.
+    pub federation: Federation,
+    /// What proxies are told of policies, if anything.
+    pub policies: Option<Policies>,
     /// What was seen of drift.
     pub drift: Drift,
     /// The counters.
@@ -37,10 +54,27 @@ pub struct Agent {
     /// How often a caller is looked at again.
     pub reattest: Duration,
     ledger: Mutex<Vec<Record>>,
+    warm: WarmSvids,
     /// The revocation lists as signed last: signing them anew would look like a change.
-    lists: Mutex<Option<Arc<[Vec<u8>]>>>,
+    lists: Mutex<Option<SignedLists>>,
+    trust: Mutex<HashMap<BTreeSet<TrustDomain>, Arc<Trust>>>,
+    told: ArcSwap<State>,
     changed: watch::Sender<u64>,
 }
+
+/// Whom the holder of some identities may trust; one for all who may trust the same.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Trust {
+    /// The roots of the own trust domain, in DER, one after the other.
+    pub bundle: Vec<u8>,
+    /// The revocation lists in force, in DER.
+    pub lists: Vec<Vec<u8>>,
+    /// The roots of other trust domains, by `spiffe://<trust domain>`.
+    pub federated: Vec<(String, Vec<u8>)>,
+}
+
+/// Revocation lists in DER, and when they were signed.
+type SignedLists = (Arc<[Vec<u8>]>, Instant);
 
 /// An SVID that is out there.
 #[derive(Debug, Clone)]
@@ -57,6 +91,15 @@ pub struct Entitled {
     pub workloads: Vec<Workload>,
     /// Its pod.
     pub pod: Pod,
+}
+
+impl Entitled {
+    /// The trust domains whose bundles it gets beside its own.
+    pub fn federates_with(&self) -> BTreeSet<TrustDomain> {
+        let all = self.workloads.iter();
+        all.flat_map(|workload| workload.federates_with.iter().cloned())
+            .collect()
+    }
 }
 
 /// Why a caller gets no identity.
@@ -90,20 +133,29 @@ impl Agent {
         attestors: Attestors,
         registry: Registry,
         authority: Authority,
+        federation: Federation,
+        policies: Option<Policies>,
         metrics: Arc<Metrics>,
         reattest: Duration,
     ) -> Self {
-        Self {
+        let agent = Self {
             attestors,
             registry,
             authority,
+            federation,
+            policies,
             drift: Drift::default(),
             metrics,
             reattest,
             ledger: Mutex::default(),
+            warm: WarmSvids::default(),
             lists: Mutex::default(),
+            trust: Mutex::default(),
+            told: ArcSwap::default(),
             changed: watch::Sender::new(0),
-        }
+        };
+        agent.renew_told();
+        agent
     }
 
     /// Fires when streams should look again: Workloads, bundle or revocations have changed.
@@ -111,8 +163,30 @@ impl Agent {
         self.changed.subscribe()
     }
 
+    /// What all proxies are told.
+    pub fn told(&self) -> Arc<State> {
+        self.told.load_full()
+    }
+
+    /// Makes anew what proxies are told, if it is another.
+    fn renew_told(&self) {
+        let next = control::state(&self.registry.current(), self.policies.as_ref());
+        if **self.told.load() != next {
+            self.told.store(Arc::new(next));
+        }
+    }
+
+    /// Tells every stream to look again: the Workloads or policies are others.
+    pub fn announce_documents(&self) {
+        self.renew_told();
+        self.announce();
+    }
+
     /// Tells every stream to look again.
     pub fn announce(&self) {
+        // In one step: what is made of what was before must not be kept.
+        let mut known = self.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clear();
         self.changed
             .send_modify(|number| *number = number.wrapping_add(1));
     }
@@ -124,10 +198,10 @@ impl Agent {
     pub fn entitled(&self, process: &PinnedProcess) -> Result<Entitled, Refusal> {
         let attested = self.attestors.attest(process)?;
         let set = self.registry.current();
-        let mut workloads: Vec<Workload> = matching(set.workloads(), &attested.selectors)
-            .into_iter()
-            .cloned()
-            .collect();
+        let now = SystemTime::now();
+        let matching = matching(set.workloads(), &attested.selectors).into_iter();
+        let in_force = matching.filter(|workload| workload.expires.is_none_or(|end| now < end));
+        let mut workloads: Vec<Workload> = in_force.cloned().collect();
         if workloads.is_empty() {
             return Err(Refusal::NoWorkload(Box::new(attested)));
         }
@@ -142,19 +216,29 @@ impl Agent {
         if workloads.is_empty() {
             return Err(Refusal::Drifted);
         }
+        keep_first_of_each_hint(&mut workloads);
         Ok(Entitled { workloads, pod })
     }
 
-    /// Issues an SVID for a Workload to a pod, and remembers it.
+    /// The SVID of a Workload in a pod: the one that its processes have, or a new one if that is to
+    /// be renewed. What is issued is remembered.
     ///
     /// # Errors
     /// As [`Authority::issue`].
-    pub fn issue(
+    pub fn svid(
         &self,
         workload: &Workload,
         pod: Pod,
         now: SystemTime,
-    ) -> Result<Issued, StateError> {
+    ) -> Result<Arc<Warm>, StateError> {
+        let is_good =
+            |warm: &Warm| warm.is_for(workload) && self.authority.stands_by(&warm.issued().issuer);
+        self.warm.get_or_issue((&workload.name, pod), is_good, || {
+            self.issue(workload, pod, now)
+        })
+    }
+
+    fn issue(&self, workload: &Workload, pod: Pod, now: SystemTime) -> Result<Warm, StateError> {
         let lifetime = workload
             .svid_ttl
             .unwrap_or_else(|| self.authority.svid_lifetime());
@@ -162,6 +246,13 @@ impl Agent {
             self.authority
                 .issue(&workload.spiffe_id, &workload.dns_names, lifetime, now)?;
         self.metrics.svids_issued.inc();
+        tracing::info!(
+            workload = %workload.name,
+            spiffe_id = %workload.spiffe_id,
+            ?pod,
+            serial = issued.serial.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+            "an identity was issued"
+        );
         let svid = RevokedSvid {
             serial: issued.serial.clone(),
             issuer: issued.issuer.clone(),
@@ -176,7 +267,56 @@ impl Agent {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(record);
-        Ok(issued)
+        Ok(Warm::new(workload, issued, now))
+    }
+
+    /// Whom somebody who federates with these trust domains may trust.
+    ///
+    /// # Errors
+    /// As [`Authority::revocation_lists`].
+    pub fn trust(&self, federates_with: &BTreeSet<TrustDomain>) -> Result<Arc<Trust>, StateError> {
+        let locked = || self.trust.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = locked().get(federates_with) {
+            return Ok(known.clone());
+        }
+        // Read before the bundles: what changes meanwhile is announced, and clears this again.
+        let number = *self.changed.borrow();
+        let others = federates_with.iter();
+        let federated = others.filter_map(|name| {
+            let bundle = self.federation.get(name)?.x509.to_der_run();
+            // A bundle that trusts nobody is told by its absence: clients take no empty one.
+            (!bundle.is_empty()).then(|| (name.id_string(), bundle))
+        });
+        let trust = Arc::new(Trust {
+            bundle: self.authority.bundle(),
+            lists: self.revocation_lists()?,
+            federated: federated.collect(),
+        });
+        let mut known = locked();
+        if *self.changed.borrow() == number {
+            known.insert(federates_with.clone(), trust.clone());
+        }
+        Ok(trust)
+    }
+
+    /// The own bundle as others read it.
+    pub fn bundle_document(&self) -> Option<BundleDocument> {
+        let own = self.authority.trust_domain().clone();
+        Some(BundleDocument {
+            x509: X509Bundle::from_der_run(own, &self.authority.bundle()).ok()?,
+            jwt: self.authority.jwt_bundle(),
+            sequence: Some(self.authority.sequence()),
+            refresh_hint: Some(self.authority.refresh_hint()),
+        })
+    }
+
+    /// The keys of tokens of the own trust domain and of those.
+    pub fn jwt_bundles(&self, federates_with: &BTreeSet<TrustDomain>) -> Vec<JwtBundle> {
+        let others = federates_with.iter();
+        let others = others.filter_map(|name| Some(self.federation.get(name)?.jwt.clone()));
+        let mut all = vec![self.authority.jwt_bundle()];
+        all.extend(others.filter(|bundle| !bundle.is_empty()));
+        all
     }
 
     /// The revocation lists in force, in DER.
@@ -185,17 +325,30 @@ impl Agent {
     /// As [`Authority::revocation_lists`].
     pub fn revocation_lists(&self) -> Result<Vec<Vec<u8>>, StateError> {
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(lists) = &*lists {
+        if let Some((lists, _)) = &*lists {
             return Ok(lists.to_vec());
         }
         let signed: Arc<[Vec<u8>]> = self.authority.revocation_lists(SystemTime::now())?.into();
-        *lists = Some(signed.clone());
+        *lists = Some((signed.clone(), Instant::now()));
         Ok(signed.to_vec())
     }
 
     /// Has the lists signed anew when they are next asked for.
     pub fn renew_lists(&self) {
         *self.lists.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Has lists that were signed long ago signed anew.
+    fn renew_old_lists(&self) {
+        let lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_old = |at: Instant| at.elapsed() > LISTS_RENEWED_AFTER;
+        let old = lists.as_ref();
+        let is_old = old.is_some_and(|(lists, at)| !lists.is_empty() && is_old(*at));
+        drop(lists);
+        if is_old {
+            self.renew_lists();
+            self.announce();
+        }
     }
 
     /// One round of watching: forgets what has ended, looks at every pod that holds an identity.
@@ -209,6 +362,8 @@ impl Agent {
                 .map(|record| (record.workload.clone(), record.pod))
                 .collect()
         };
+        self.warm.forget_due();
+        self.renew_old_lists();
         let set = self.registry.current();
         let watched: Vec<(&Workload, Pod)> = held
             .iter()
@@ -260,6 +415,7 @@ impl Agent {
 
     /// Takes back what a Workload holds in a pod. Tells whether there was anything.
     fn revoke(&self, workload: &WorkloadName, pod: Pod, now: SystemTime) -> bool {
+        self.warm.forget(workload, pod);
         let taken: Vec<RevokedSvid> = {
             let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
             let is_taken = |record: &Record| record.workload == *workload && record.pod == pod;
@@ -286,6 +442,17 @@ impl Agent {
         true
     }
 
+    /// What is true of a process, which Workloads it is, and which it nearly is, for people.
+    /// Blocking.
+    ///
+    /// # Errors
+    /// It cannot be attested.
+    pub fn explain(&self, process: &PinnedProcess) -> Result<serde_json::Value, AttestError> {
+        let attested = self.attestors.attest(process)?;
+        let set = self.registry.current();
+        Ok(explanation(process.pid(), &attested, &set))
+    }
+
     /// Counts and logs a refusal. Selectors are only in the debug log, and without the values of
     /// variables.
     pub fn log_refusal(&self, process: &PinnedProcess, refusal: &Refusal) {
@@ -303,6 +470,52 @@ impl Agent {
     }
 }
 
+/// A quarter of the life of a list.
+const LISTS_RENEWED_AFTER: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// What there is to say about a process that was attested.
+pub fn explanation(pid: i32, attested: &Attested, set: &PolicySet) -> serde_json::Value {
+    let matched = matching(set.workloads(), &attested.selectors);
+    let misses = nearest_misses(set.workloads(), &attested.selectors, SHOWN_MISSES);
+    let texts = |all: Vec<&Selector>| all.iter().map(ToString::to_string).collect::<Vec<_>>();
+    json!({
+        "pid": pid,
+        "selectors": texts(attested.selectors.iter().collect()),
+        "workloads": matched.iter().map(|workload| json!({
+            "name": workload.name.to_string(),
+            "spiffeID": workload.spiffe_id.as_str(),
+        })).collect::<Vec<_>>(),
+        "nearestMisses": misses.into_iter().map(|miss| json!({
+            "name": miss.workload.name.to_string(),
+            "missing": texts(miss.missing),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+const SHOWN_MISSES: usize = 3;
+
+/// Hints are unique in an answer: of two Workloads with one hint the older one is taken, and of two
+/// of one age the first by name. Spec: SPIFFE Workload API section 5.2.1.
+fn keep_first_of_each_hint(workloads: &mut Vec<Workload>) {
+    let mut first: HashMap<String, (Option<SystemTime>, WorkloadName)> = HashMap::new();
+    for workload in workloads.iter() {
+        let Some(hint) = &workload.hint else { continue };
+        let own = (workload.created, workload.name.clone());
+        match first.get_mut(hint) {
+            Some(known) => *known = own.min(known.clone()),
+            None => drop(first.insert(hint.clone(), own)),
+        }
+    }
+    workloads.retain(|workload| {
+        let chosen = workload.hint.as_ref().and_then(|hint| first.get(hint));
+        let is_chosen = chosen.is_none_or(|(_, name)| *name == workload.name);
+        if !is_chosen {
+            tracing::debug!(workload = %workload.name, hint = workload.hint, "another Workload of the same process has this hint; this one is left out");
+        }
+        is_chosen
+    });
+}
+
 /// A selector for the log. Values of variables are often passwords.
 fn without_secrets(selector: &Selector) -> String {
     let text = selector.to_string();
@@ -314,9 +527,48 @@ fn without_secrets(selector: &Selector) -> String {
 
 #[cfg(test)]
 mod tests {
-    use postern_spiffe::Selector;
+    use std::{
+        path::PathBuf,
+        time::{Duration, SystemTime},
+    };
 
-    use super::without_secrets;
+    use postern_policies::{Options, PolicySet, SourceFile, model::workload::Workload};
+    use postern_spiffe::{Selector, TrustDomain};
+
+    use super::{keep_first_of_each_hint, without_secrets};
+
+    #[test]
+    fn of_two_workloads_with_one_hint_the_older_one_is_told() {
+        // FAULTS 45
+        let document = |name: &str, hint: &str| {
+            format!(
+                "apiVersion: postern.dev/v1\nkind: Workload\nmetadata: {{name: {name}}}\n\
+                 spec: {{spiffeID: 'spiffe://example.org/{name}'{hint}}}\n---\n"
+            )
+        };
+        let text = document("a", ", hint: x") + &document("b", ", hint: x") + &document("c", "");
+        let file = SourceFile {
+            path: PathBuf::from("w.yaml"),
+            text: text.into_bytes(),
+        };
+        let options = Options::new(TrustDomain::parse("example.org").unwrap());
+        let set = PolicySet::load(&[file], &options).unwrap().set;
+        let names = |mut all: Vec<Workload>| {
+            keep_first_of_each_hint(&mut all);
+            let names = all.iter().map(|one| one.name.name.to_string());
+            names.collect::<Vec<_>>()
+        };
+        let mut all: Vec<Workload> = set.workloads().cloned().collect();
+        assert_eq!(names(all.clone()), ["a", "c"]);
+        let (old, new) = (
+            SystemTime::UNIX_EPOCH,
+            SystemTime::UNIX_EPOCH + Duration::from_secs(9),
+        );
+        for (workload, created) in all.iter_mut().zip([new, old]) {
+            workload.created = Some(created);
+        }
+        assert_eq!(names(all), ["b", "c"]);
+    }
 
     #[test]
     fn the_log_has_the_names_of_variables_alone() {

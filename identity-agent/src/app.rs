@@ -5,21 +5,31 @@ use std::{sync::Arc, time::SystemTime};
 use anyhow::Context as _;
 use postern_harden::Capability;
 use postern_policies::{Options, files::Fingerprint};
-use postern_proto::workload_api::spiffe_workload_api_server::SpiffeWorkloadApiServer;
+use postern_proto::{
+    control::control_server::ControlServer,
+    sds::secret_discovery_service_server::SecretDiscoveryServiceServer,
+    workload_api::spiffe_workload_api_server::SpiffeWorkloadApiServer,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Duration, MissedTickBehavior, interval},
 };
-use tonic::transport::Server;
+use tonic::{Request, Status, service::interceptor::InterceptedService, transport::Server};
+use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::{
     admin,
+    admission::{self, Admission},
     agent::Agent,
     attest::Attestors,
-    authority::{Authority, Lifetimes, Rotation},
+    authority::{Authority, Lifetimes, Rotation, Setting},
     caller,
     config::Config,
-    registry::{Registry, RegistryError},
+    control::{Control, Policies},
+    federation::{self, Federation},
+    publish,
+    registry::{Registry, RegistryError, Store},
+    sds::Sds,
     telemetry::{self, Metrics},
     workload_api::WorkloadApi,
 };
@@ -47,6 +57,19 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let agent = Arc::new(open(&config, metrics.clone())?);
     let api = caller::bind(&config.workload_api, 0o777)?;
     let admin_socket = caller::bind(&config.admin, 0o600)?;
+    let published = match config.publication.clone() {
+        Some(publication) => {
+            let published = publish::serve(publication, agent.clone()).await;
+            Some(published.context("`federation.endpoint`")?)
+        }
+        None => None,
+    };
+    let published = async {
+        match published {
+            Some(published) => published.await,
+            None => std::future::pending().await,
+        }
+    };
     let health = telemetry::serve(config.health, metrics).await?;
     // After the sockets and the state are open, before anybody is served.
     postern_harden::keep_capabilities(&[
@@ -60,8 +83,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
         tracing::info!("ending");
     };
-    let service = SpiffeWorkloadApiServer::new(WorkloadApi::new(agent.clone()))
+    let admission = Arc::new(Admission::new(agent.clone()));
+    let service = SpiffeWorkloadApiServer::new(WorkloadApi::new(admission.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let sds = SecretDiscoveryServiceServer::new(Sds::new(admission.clone()))
+        .max_decoding_message_size(MAX_REQUEST_BYTES);
+    let control = ControlServer::new(Control::new(admission));
     let (reporter, health_service) = tonic_health::server::health_reporter();
     reporter
         .set_serving::<SpiffeWorkloadApiServer<WorkloadApi>>()
@@ -70,7 +97,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .max_concurrent_streams(MAX_STREAMS_OF_CONNECTION)
         .http2_keepalive_interval(Some(Duration::from_secs(60)))
         .add_service(service)
-        .add_service(health_service)
+        .add_service(sds)
+        .add_service(control)
+        // Spec: SPIFFE Workload Endpoint section 6.1 wants the header of every request.
+        .add_service(InterceptedService::new(health_service, with_header))
+        .add_service(InterceptedService::new(reflection()?, with_header))
         .serve_with_incoming(caller::incoming(api, MAX_CONNECTIONS));
 
     tracing::info!(
@@ -84,9 +115,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         served = serving => served.context("the Workload API ended"),
         () = admin::serve(admin_socket, agent.clone()) => Ok(()),
         () = health => Ok(()),
+        () = published => Ok(()),
         () = watch_workloads(agent.clone()) => Ok(()),
         () = watch_pods(agent.clone()) => Ok(()),
-        () = rotate(agent) => Ok(()),
+        () = rotate(agent.clone()) => Ok(()),
+        () = follow_federation(agent) => Ok(()),
         () = socket_vanished(&config) => Err(anyhow::anyhow!(
             "the socket `{}` was removed from under the agent",
             config.workload_api.display()
@@ -99,27 +132,61 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     ended
 }
 
+fn with_header(request: Request<()>) -> Result<Request<()>, Status> {
+    admission::has_header(&request).map(|()| request)
+}
+
+/// What is served here, told to tools such as grpcurl.
+fn reflection() -> anyhow::Result<ServerReflectionServer<impl ServerReflection>> {
+    let mut builder = tonic_reflection::server::Builder::configure();
+    for contract in postern_proto::DESCRIPTORS {
+        builder = builder.register_encoded_file_descriptor_set(contract);
+    }
+    Ok(builder.build_v1()?)
+}
+
 fn open(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Agent> {
     let lifetimes = Lifetimes {
         root: config.ca_ttl,
         svid: config.svid_ttl,
         jwt: config.jwt_ttl,
     };
+    let publication = config.publication.as_ref();
+    let setting = Setting {
+        lifetimes,
+        upstream: config.upstream.clone(),
+        jwt_issuer: publication.and_then(|publication| publication.oidc_issuer.clone()),
+    };
     let authority = Authority::open(
         &config.state,
         config.trust_domain.clone(),
-        lifetimes,
+        setting,
         SystemTime::now(),
     )?;
     let options = Options::new(config.trust_domain.clone());
-    let registry =
-        Registry::open(config.workloads.clone(), options).map_err(|error| match error {
-            RegistryError::Read(error) => {
-                anyhow::Error::from(error).context("the Workload documents (`workloads.directory`)")
-            }
-            mistakes => anyhow::Error::from(mistakes),
-        })?;
+    let store = Store::open(&config.state)?;
+    let registry = Registry::open(config.workloads.clone(), options, Some(store));
+    let registry = registry.map_err(|error| match error {
+        RegistryError::Read(error) => {
+            anyhow::Error::from(error).context("the Workload documents (`workloads.directory`)")
+        }
+        mistakes => anyhow::Error::from(mistakes),
+    })?;
     metrics.workloads_current.set(1);
+    let policies = match &config.policies {
+        Some(told) => {
+            let options = Options {
+                namespace: told.namespace.clone(),
+                ..Options::new(config.trust_domain.clone())
+            };
+            let folder = told.directory.clone();
+            let opened = Policies::open(folder, options, &registry.current());
+            Some(opened.context("the policies (`policies.directory`)")?)
+        }
+        None => None,
+    };
+    let federation = Federation::open(config.federation.clone(), config.state.join("federated"))
+        .context("`federation`")?;
     let attestors = Attestors::configured(&config.attestors);
     for workload in registry.current().workloads() {
         for selector in &workload.selectors {
@@ -127,38 +194,62 @@ fn open(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Agent> {
                 tracing::warn!(workload = %workload.name, %selector, "no attestor can state this selector");
             }
         }
+        for other in &workload.federates_with {
+            if !federation
+                .peers()
+                .iter()
+                .any(|peer| peer.trust_domain == *other)
+            {
+                tracing::warn!(workload = %workload.name, trust_domain = %other, "no `federation` tells the bundle of this trust domain");
+            }
+        }
     }
     Ok(Agent::new(
         attestors,
         registry,
         authority,
+        federation,
+        policies,
         metrics,
         config.reattest,
     ))
 }
 
-/// Reads the Workload folder again whenever it looks different.
+/// Reads the folders of Workloads and policies again whenever they look different.
 async fn watch_workloads(agent: Arc<Agent>) {
-    let mut seen = Fingerprint::of(agent.registry.folder());
+    let look = |agent: &Agent| {
+        let policies = agent.policies.as_ref();
+        let policies = policies.map(|policies| Fingerprint::of(policies.folder()));
+        (Fingerprint::of(agent.registry.folder()), policies)
+    };
+    let mut seen = look(&agent);
     let mut every = interval(LOOK_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        let now = Fingerprint::of(agent.registry.folder());
+        let now = look(&agent);
         if now == seen {
             continue;
         }
         seen = now;
-        match agent.registry.reload() {
+        let reloaded = agent.registry.reload().and_then(|workloads| {
+            let policies = agent.policies.as_ref();
+            policies.map_or(Ok(()), |policies| {
+                policies.reload(&agent.registry.current())
+            })?;
+            Ok(workloads)
+        });
+        // What was good is told, whatever became of the rest.
+        agent.announce_documents();
+        match reloaded {
             Ok(workloads) => {
                 agent.metrics.workloads_current.set(1);
                 tracing::info!(workloads, "workloads in force");
-                agent.announce();
             }
             Err(error) => {
                 agent.metrics.workloads_current.set(0);
                 agent.metrics.reloads_failed.inc();
-                tracing::error!(%error, "the Workload documents were refused, the last good ones stay");
+                tracing::error!(%error, "the documents were refused, the last good ones stay");
             }
         }
     }
@@ -176,6 +267,15 @@ async fn watch_pods(agent: Arc<Agent>) {
             tracing::error!("a round of watching the pods failed");
         }
     }
+}
+
+/// Keeps the bundles of other trust domains up to date.
+async fn follow_federation(agent: Arc<Agent>) {
+    let changed = || agent.announce();
+    let all = agent.federation.peers().iter();
+    let all = all.map(|peer| federation::follow(&agent.federation, peer, changed));
+    futures_util::future::join_all(all).await;
+    std::future::pending().await
 }
 
 /// Looks every few seconds whether a root is to be prepared or let go.

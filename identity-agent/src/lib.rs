@@ -1,8 +1,8 @@
 //! The node identity agent: who is this process, and what identity does it deserve?
 //!
-//! The way of a request: `caller` pins the process behind the socket, `attest` states what is true
-//! of it, `registry` tells which Workloads it is, `authority` issues, `workload_api` answers and
-//! keeps the stream; `drift` watches the pods and takes identities back.
+//! The way of a request: `caller` pins the process behind the socket, `admission` lets it in, `attest`
+//! states what is true of it, `registry` tells which Workloads it is, `authority` issues,
+//! `workload_api` or `sds` answers and keeps the stream; `drift` watches the pods and takes identities back.
 
 #![forbid(unsafe_code)]
 
@@ -16,9 +16,21 @@ pub mod registry;
 
 pub mod authority;
 
+pub mod federation;
+
+pub mod pem;
+
 pub mod agent;
 
+pub mod admission;
+
 pub mod workload_api;
+
+pub mod sds;
+
+pub mod control;
+
+pub mod publish;
 
 pub mod drift;
 

@@ -75,6 +75,22 @@ impl Groups {
         }
     }
 
+    /// The pod's container, by the groups that a kubelet makes. `own` are those of the agent.
+    ///
+    /// # Errors
+    /// Two hierarchies name different ones.
+    pub fn pod_container(&self, own: &Self) -> Result<Option<PodContainer>, AttestFailed> {
+        let mut all = self.0.iter().filter_map(|group| {
+            let own = own.0.iter().find(|one| one.hierarchy == group.hierarchy);
+            pod_container(&group.path, own.map(|one| one.path.as_str()))
+        });
+        let first = all.next();
+        match all.find(|other| Some(other) != first.as_ref()) {
+            Some(_) => Err(AttestFailed::new("its control groups name two containers")),
+            None => Ok(first),
+        }
+    }
+
     /// Does every group that names a container lie in the one that `container`'s first process has?
     pub fn are_within(&self, first: &Self) -> bool {
         self.0
@@ -95,18 +111,98 @@ impl Groups {
 
 /// The outermost segment that a runtime made: its container's ID.
 fn container(path: &str) -> Option<&str> {
-    path.split('/').find_map(|segment| {
-        let scope = segment.strip_suffix(".scope");
-        let name = scope
-            .and_then(|scope| {
-                let runtimes = RUNTIMES.iter();
-                runtimes
-                    .filter_map(|runtime| scope.strip_prefix(runtime))
-                    .next()
-            })
-            .unwrap_or(segment);
-        is_id(name).then_some(name)
-    })
+    path.split('/').find_map(container_of)
+}
+
+/// The ID of the container whose control group is called so.
+fn container_of(segment: &str) -> Option<&str> {
+    let scope = segment.strip_suffix(".scope");
+    let name = scope
+        .and_then(|scope| {
+            let mut runtimes = RUNTIMES.iter();
+            runtimes.find_map(|runtime| scope.strip_prefix(runtime))
+        })
+        .unwrap_or(segment);
+    is_id(name).then_some(name)
+}
+
+/// A container of a pod of Kubernetes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodContainer {
+    /// The pod's UID, as Kubernetes writes it.
+    pub pod: String,
+    /// The container's ID.
+    pub container: String,
+}
+
+/// Reads a path that a kubelet made: its own groups, the pod's, the container's, then whatever the
+/// container likes. Above them only what the agent itself lies in: nobody else's subtree, however its
+/// groups are called.
+fn pod_container(path: &str, own: Option<&str>) -> Option<PodContainer> {
+    let mut segments = path.split('/').skip(1).peekable();
+    let mut is_kubelets = false;
+    // Seen from a control group namespace of our own, everything else begins with the way out.
+    while segments.next_if_eq(&"..").is_some() {
+        is_kubelets = true;
+    }
+    if !is_kubelets {
+        let mut own = own.into_iter().flat_map(|path| path.split('/').skip(1));
+        while let Some(segment) = segments.peek() {
+            if is_kubelets_own(segment) || own.next() != Some(*segment) {
+                break;
+            }
+            segments.next();
+        }
+    }
+    while segments
+        .next_if(|segment| is_kubelets_own(segment))
+        .is_some()
+    {
+        is_kubelets = true;
+    }
+    if !is_kubelets {
+        return None;
+    }
+    let pod = pod_of(segments.next()?)?;
+    let container = container_of(segments.next()?)?.to_owned();
+    Some(PodContainer { pod, container })
+}
+
+/// `kubepods`, `kubepods.slice`, `kubepods-burstable.slice`, `burstable`, and under a kubelet's own
+/// root `kubelet` and `kubelet-kubepods-burstable.slice`.
+fn is_kubelets_own(segment: &str) -> bool {
+    let name = segment.strip_suffix(".slice").unwrap_or(segment);
+    let is_class = |name: &str| matches!(name, "besteffort" | "burstable" | "guaranteed");
+    let below = name.strip_prefix("kubelet-").unwrap_or(name);
+    match below.strip_prefix("kubepods") {
+        Some("") => true,
+        Some(rest) => rest.strip_prefix('-').is_some_and(is_class),
+        None => name == "kubelet" || is_class(name),
+    }
+}
+
+/// The UID in `podUID` or `kubepods-burstable-podUID.slice`, where systemd wants `_` for `-`.
+fn pod_of(segment: &str) -> Option<String> {
+    let uid = match segment.strip_suffix(".slice") {
+        Some(name) => {
+            let (parents, uid) = name.rsplit_once("-pod")?;
+            is_kubelets_own(parents).then_some(uid)?.replace('_', "-")
+        }
+        None => segment.strip_prefix("pod")?.to_owned(),
+    };
+    let groups: Vec<&str> = uid.split('-').collect();
+    let is_hex = |text: &str, length: usize| {
+        text.len() == length && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let is_uid = match groups.as_slice() {
+        [a, b, c, d, e] => {
+            is_hex(a, 8) && is_hex(b, 4) && is_hex(c, 4) && is_hex(d, 4) && is_hex(e, 12)
+        }
+        // Of a pod that is described in a file: a digest.
+        [one] => is_hex(one, 32),
+        _ => false,
+    };
+    is_uid.then_some(uid)
 }
 
 /// 64 digits in lower-case hexadecimal.
@@ -122,7 +218,7 @@ const RUNTIMES: [&str; 4] = ["docker-", "cri-containerd-", "crio-", "libpod-"];
 
 #[cfg(test)]
 mod tests {
-    use super::Groups;
+    use super::{Groups, PodContainer};
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     const OTHER: &str = "f123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -184,8 +280,87 @@ mod tests {
         assert!(!groups("2:cpu:/docker/ID\n").are_within(&first));
     }
 
+    const UID: &str = "0a1b2c3d-0011-2233-4455-66778899aabb";
+
+    #[track_caller]
+    fn is_in_pod(path: &str, own: &str, expected: bool) {
+        let text = |path: &str| {
+            let path = path.replace("UID_", &UID.replace('-', "_"));
+            format!("0::{}\n", path.replace("UID", UID))
+        };
+        let found = groups(&text(path))
+            .pod_container(&groups(&text(own)))
+            .unwrap();
+        let wanted = PodContainer {
+            pod: UID.into(),
+            container: ID.into(),
+        };
+        assert_eq!(found, expected.then_some(wanted), "{path} seen from {own}");
+    }
+
+    #[test]
+    fn a_pod_is_found_where_a_kubelet_puts_it_and_nowhere_else() {
+        // FAULTS 12
+        let systemd = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podUID_.slice/cri-containerd-ID.scope";
+        for path in [
+            systemd,
+            "/kubepods/burstable/podUID/ID",
+            "/kubepods/podUID/ID",
+            "/kubepods.slice/kubepods-podUID_.slice/crio-ID.scope",
+            "/kubelet/kubepods/besteffort/podUID/ID/inner",
+            "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-podUID_.slice/cri-containerd-ID.scope",
+        ] {
+            is_in_pod(path, "/system.slice/agent.service", true);
+        }
+        for path in [
+            "/user.slice/kubepods/podUID/ID",
+            "/docker/OTHER/kubepods/podUID/ID",
+            "/podUID/ID",
+            "/burst/podUID/ID",
+            "/kubepods/burstable/podUID",
+            "/kubepods/podUID/inner/ID",
+            "/kubepods/pod1/ID",
+            "/kubepods/burstable/podUIDx/ID",
+            "/kubepods-evil.slice/podUID/ID",
+            "/kubepods.slice/evil-podUID_.slice/crio-ID.scope",
+        ] {
+            is_in_pod(path, "/system.slice/agent.service", false);
+        }
+        // A node that is a container itself, with the agent in it.
+        let inner = "/docker/OTHER/kubelet/kubepods/podUID/ID";
+        is_in_pod(inner, "/docker/OTHER/kubelet/kubepods/podX/Y", true);
+        is_in_pod(inner, "/docker/OTHER/system.slice/agent.service", true);
+        is_in_pod(inner, "/docker/IDx/system.slice/agent.service", false);
+        // From a control group namespace of the agent's own.
+        is_in_pod(
+            "/../../kubepods-burstable.slice/kubepods-burstable-podUID_.slice/cri-containerd-ID.scope",
+            "/",
+            true,
+        );
+        is_in_pod("/../../podUID/ID", "/", true);
+        is_in_pod("/../../OTHER/podUID/ID", "/", false);
+        is_in_pod("/podUID/ID", "/", false);
+    }
+
+    #[test]
+    fn a_pod_inside_a_pod_is_the_outer_one() {
+        // FAULTS 12
+        let inner = format!(
+            "0::/kubepods/pod{UID}/ID/kubepods/pod{}/OTHER\n",
+            UID.replace('a', "b")
+        );
+        let found = groups(&inner)
+            .pod_container(&groups("0::/\n"))
+            .unwrap()
+            .unwrap();
+        assert_eq!((found.pod.as_str(), found.container.as_str()), (UID, ID));
+        let two = format!("1:pids:/kubepods/pod{UID}/ID\n2:cpu:/kubepods/pod{UID}/OTHER\n");
+        assert!(groups(&two).pod_container(&groups("0::/\n")).is_err());
+    }
+
     #[test]
     fn what_no_kernel_writes_is_refused() {
+        // FAULTS 13
         for text in ["x\n", "0:/\n", "0::path\n"] {
             assert_eq!(Groups::parse(text), None, "{text}");
         }

@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::{net::UnixStream, time::timeout};
 
-use super::{AttestFailed, Attestor, Subject, cgroup::Groups, read_text};
+use super::{AttestFailed, Attestor, Subject, cgroup::Groups, read_text, wait_for};
 
 /// States `docker:` selectors.
 #[derive(Debug)]
@@ -59,16 +59,10 @@ impl Docker {
     }
 
     fn ask(&self, id: &str) -> Result<Container, AttestFailed> {
-        let failed = |why: &str| AttestFailed::new(format!("the engine {why}"));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|_| failed("cannot be asked"))?;
-        let asked = async {
+        wait_for(async {
             let answer = timeout(PATIENCE, inspect(&self.socket, id)).await;
-            answer.map_err(|_| failed("does not answer in time"))?
-        };
-        runtime.block_on(asked)
+            answer.map_err(|_| AttestFailed::new("the engine does not answer in time"))?
+        })
     }
 }
 

@@ -5,8 +5,10 @@
 
 pub mod cgroup;
 pub mod docker;
+pub mod kubernetes;
 pub mod posture;
 pub mod procfs;
+pub mod systemd;
 pub mod unix;
 
 use std::{
@@ -46,7 +48,9 @@ pub enum Pod {
 /// What an attestor may look at.
 #[derive(Debug)]
 pub struct Subject<'a> {
-    /// The process' folder under `/proc`.
+    /// The process itself.
+    pub process: &'a PinnedProcess,
+    /// Its folder under `/proc`.
     pub folder: &'a ProcFolder,
     /// The state of each of its threads, the first one's first. Never empty.
     pub threads: &'a [Status],
@@ -129,6 +133,12 @@ impl Attestors {
         if let Some(socket) = &config.docker {
             attestors.push(Box::new(docker::Docker::new(socket.clone())));
         }
+        if let Some(kubelet) = &config.kubernetes {
+            attestors.push(Box::new(kubernetes::Kubernetes::new(kubelet.clone())));
+        }
+        if let Some(bus) = &config.systemd {
+            attestors.push(Box::new(systemd::Systemd::new(bus.clone())));
+        }
         Self::new(attestors)
     }
 
@@ -144,10 +154,14 @@ impl Attestors {
     /// # Errors
     /// [`AttestError`]; callers give no identity.
     pub fn attest(&self, process: &PinnedProcess) -> Result<Attested, AttestError> {
-        process.read(|folder| self.look_at(folder))?
+        process.read(|folder| self.look_at(process, folder))?
     }
 
-    fn look_at(&self, folder: &ProcFolder) -> Result<Attested, AttestError> {
+    fn look_at(
+        &self,
+        process: &PinnedProcess,
+        folder: &ProcFolder,
+    ) -> Result<Attested, AttestError> {
         let status = read_text(&folder.join("status")).ok();
         let status = status.and_then(|text| procfs::status(&text));
         let status = status
@@ -155,6 +169,7 @@ impl Attestors {
             .ok_or(AttestError::Unreadable)?;
         let threads = threads(folder).ok_or(AttestError::Unreadable)?;
         let subject = Subject {
+            process,
             folder,
             threads: &threads,
             status: &status,
@@ -219,6 +234,19 @@ fn threads(folder: &ProcFolder) -> Option<Vec<Status>> {
     None
 }
 
+/// Waits for the answer of a service, on a thread that may block.
+fn wait_for<T>(answer: impl Future<Output = Result<T, AttestFailed>>) -> Result<T, AttestFailed> {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        return runtime.block_on(answer);
+    }
+    // A person asks, from the command line.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|_| AttestFailed::new("nothing can be asked from here"))?;
+    runtime.block_on(answer)
+}
+
 /// Reads a text under `/proc`, up to a bound.
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
@@ -245,3 +273,21 @@ const MAX_THREADS: usize = 16_384;
 
 /// A set of threads that does not hold still for so many readings is refused.
 const THREAD_READINGS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_TEXT_BYTES, cgroup::Groups, read_text};
+
+    #[test]
+    fn a_text_that_is_too_long_is_not_read() {
+        // FAULTS 14
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cgroup");
+        let line = format!("12:pids:/{}\n", "a".repeat(4096));
+        let lines = usize::try_from(MAX_TEXT_BYTES).unwrap() / line.len();
+        std::fs::write(&path, line.repeat(lines)).unwrap();
+        assert!(Groups::parse(&read_text(&path).unwrap()).is_some());
+        std::fs::write(&path, line.repeat(lines + 1)).unwrap();
+        assert!(read_text(&path).is_err());
+    }
+}

@@ -10,9 +10,13 @@ use rcgen::{
     PKCS_ECDSA_P256_SHA256, RevokedCertParams, SanType, SerialNumber,
 };
 use time::OffsetDateTime;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
-use super::state::{Revoked, Root, StateError};
+use super::{
+    state::{Revoked, Root, StateError},
+    upstream::Above,
+};
 
 /// An X.509-SVID and its key.
 pub struct Issued {
@@ -24,6 +28,8 @@ pub struct Issued {
     pub serial: Vec<u8>,
     /// The serial number of the root that signed it.
     pub issuer: Vec<u8>,
+    /// The first second in which it is valid.
+    pub not_before: SystemTime,
     /// The last second in which it is valid.
     pub not_after: SystemTime,
 }
@@ -37,31 +43,60 @@ impl std::fmt::Debug for Issued {
     }
 }
 
-/// Makes a root of the trust domain.
+/// Makes a root of the trust domain, or one that an authority above vouches for.
 ///
-/// Its subject is its own: verifiers match a revocation list to its issuer by name, so two roots
+/// Its subject is its own: verifiers match a revocation list to its issuer by name, so two signers
 /// must not share one. Spec: X509-SVID sections 3 (no path), 4.1 and 4.3.
-pub(super) fn new_root(
+pub(super) fn new_signer(
     trust_domain: &TrustDomain,
     lifetime: Duration,
     now: SystemTime,
+    above: Option<(&Issuer<'_, &KeyPair>, Above)>,
 ) -> Result<Root, StateError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let serial = random_serial()?;
     let mut subject = DistinguishedName::new();
     subject.push(DnType::OrganizationName, "Postern");
-    subject.push(DnType::CommonName, format!("Root {}", hex(&serial)));
+    let kind = match above {
+        Some(_) => "Authority",
+        None => "Root",
+    };
+    subject.push(DnType::CommonName, format!("{kind} {}", hex(&serial)));
     let (not_before, not_after) = (now - BACKDATED, now + lifetime);
     let mut params = CertificateParams::default();
     params.distinguished_name = subject;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     params.not_before = OffsetDateTime::from(not_before);
     params.not_after = OffsetDateTime::from(not_after);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.subject_alt_names = vec![SanType::URI(trust_domain.id_string().try_into()?)];
-    let certificate = params.self_signed(&key)?.der().to_vec();
-    Root::new(certificate, key)
+    match above {
+        None => {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let certificate = params.self_signed(&key)?.der().to_vec();
+            Root::new(certificate, key, None)
+        }
+        Some((issuer, above)) => {
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            params.use_authority_key_identifier_extension = true;
+            let certificate = params.signed_by(&key, issuer)?.der().to_vec();
+            Root::new(certificate, key, Some(above))
+        }
+    }
+}
+
+/// When the life of a certificate begins and ends.
+pub(super) fn validity(certificate: &[u8]) -> Result<(SystemTime, SystemTime), StateError> {
+    let (_, parsed) = X509Certificate::from_der(certificate)
+        .map_err(|_| StateError::damaged("a certificate cannot be read"))?;
+    let time = |seconds: i64| {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+    };
+    let validity = parsed.validity();
+    Ok((
+        time(validity.not_before.timestamp()),
+        time(validity.not_after.timestamp()),
+    ))
 }
 
 /// Makes an SVID. Spec: X509-SVID sections 2, 4.1 to 4.4.
@@ -79,7 +114,8 @@ pub(super) fn svid(
     // Without a subject the name extension becomes critical, as it must.
     params.distinguished_name = DistinguishedName::new();
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.not_before = OffsetDateTime::from((now - BACKDATED).max(root.not_before));
+    let not_before = whole_seconds((now - BACKDATED).max(root.not_before));
+    params.not_before = OffsetDateTime::from(not_before);
     params.not_after = OffsetDateTime::from(not_after);
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -94,12 +130,20 @@ pub(super) fn svid(
             .subject_alt_names
             .push(SanType::DnsName(name.clone().try_into()?));
     }
-    let chain = params.signed_by(&key, &issuer(root)?)?.der().to_vec();
+    let mut chain = params.signed_by(&key, &issuer(root)?)?.der().to_vec();
+    if let Some(above) = &root.above {
+        chain.extend_from_slice(&root.certificate);
+        above
+            .chain
+            .iter()
+            .for_each(|one| chain.extend_from_slice(one));
+    }
     Ok(Issued {
         chain,
         key: Zeroizing::new(key.serialize_der()),
         serial,
         issuer: root.serial.clone(),
+        not_before,
         not_after,
     })
 }
@@ -163,5 +207,5 @@ pub(super) fn whole_seconds(time: SystemTime) -> SystemTime {
 /// Peers' clocks may be this much behind ours.
 const BACKDATED: Duration = Duration::from_secs(10);
 
-/// Lists are pushed on every change; this only bounds one that got lost.
+/// Lists are pushed on every change, and signed anew long before they end.
 const LIST_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);

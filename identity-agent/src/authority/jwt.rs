@@ -82,6 +82,7 @@ impl JwtKey {
         &self,
         id: &SpiffeId,
         audience: &[String],
+        issuer: Option<&str>,
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<String, StateError> {
@@ -92,12 +93,15 @@ impl JwtKey {
         };
         let mut header = Header::new(Algorithm::ES256);
         header.kid = Some(self.id.clone());
-        let claims = json!({
+        let mut claims = json!({
             "sub": id.as_str(),
             "aud": audience,
             "iat": seconds(now),
             "exp": seconds((now + lifetime).min(self.not_after)),
         });
+        if let (Some(issuer), Some(claims)) = (issuer, claims.as_object_mut()) {
+            claims.insert("iss".into(), json!(issuer));
+        }
         jsonwebtoken::encode(&header, &claims, &self.signs).map_err(|_| StateError::Token)
     }
 }

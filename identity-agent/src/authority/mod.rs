@@ -7,6 +7,7 @@ mod issue;
 mod jwt;
 mod signers;
 mod state;
+mod upstream;
 
 use std::{
     path::Path,
@@ -20,16 +21,48 @@ pub use issue::Issued;
 use jwt::JwtKey;
 pub use signers::Standing;
 use signers::{Lived, Signers};
-pub use state::StateError;
-use state::{Folder, Revoked, State};
+use state::{Folder, Revoked, Root, State};
+pub use state::{StateError, replace_file};
+pub use upstream::Upstream;
 
 /// Signs for one trust domain.
 #[derive(Debug)]
 pub struct Authority {
     trust_domain: TrustDomain,
-    lifetimes: Lifetimes,
+    setting: Setting,
     folder: Folder,
     state: Mutex<Arc<State>>,
+}
+
+/// How an authority works.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// How long things live.
+    pub lifetimes: Lifetimes,
+    /// Who vouches for our signers, if not they themselves.
+    pub upstream: Option<Upstream>,
+    /// The `iss` of tokens, for those who know us as an OIDC issuer.
+    pub jwt_issuer: Option<String>,
+}
+
+impl From<Lifetimes> for Setting {
+    fn from(lifetimes: Lifetimes) -> Self {
+        Self {
+            lifetimes,
+            upstream: None,
+            jwt_issuer: None,
+        }
+    }
+}
+
+impl Setting {
+    fn new_signer(&self, trust_domain: &TrustDomain, now: SystemTime) -> Result<Root, StateError> {
+        let lifetime = self.lifetimes.root;
+        match &self.upstream {
+            Some(upstream) => upstream.new_signer(trust_domain, lifetime, now),
+            None => issue::new_signer(trust_domain, lifetime, now, None),
+        }
+    }
 }
 
 /// How long things live.
@@ -60,14 +93,15 @@ impl Authority {
     pub fn open(
         folder: &Path,
         trust_domain: TrustDomain,
-        lifetimes: Lifetimes,
+        setting: impl Into<Setting>,
         now: SystemTime,
     ) -> Result<Self, StateError> {
+        let setting = setting.into();
         let folder = Folder::open(folder)?;
         let state = match folder.read(&trust_domain)? {
             Some(state) => state,
             None => {
-                let root = issue::new_root(&trust_domain, lifetimes.root, now)?;
+                let root = setting.new_signer(&trust_domain, now)?;
                 let mut state = State::default();
                 state.roots.push(root, now);
                 folder.write(&trust_domain, &state)?;
@@ -76,12 +110,31 @@ impl Authority {
         };
         let authority = Self {
             trust_domain,
-            lifetimes,
+            setting,
             folder,
             state: Mutex::new(Arc::new(state)),
         };
         authority.rotate(now)?;
+        authority.follow_upstream(now)?;
         Ok(authority)
+    }
+
+    /// Where the authority above is another than the one that vouches for what signs, the next signer
+    /// is prepared at once.
+    fn follow_upstream(&self, now: SystemTime) -> Result<(), StateError> {
+        let state = self.state();
+        let has_above = |root: &Root| root.above.is_some();
+        let newest = state.roots.iter().last();
+        let fits = newest.is_none_or(|root| has_above(root) == self.setting.upstream.is_some());
+        if fits || state.roots.prepare_for(now).is_err() {
+            return Ok(());
+        }
+        self.change(|next| {
+            let from = next.roots.prepare_for(now)?;
+            let root = self.setting.new_signer(&self.trust_domain, now)?;
+            next.roots.push(root, from);
+            Ok(())
+        })
     }
 
     /// Whose authority it is.
@@ -91,7 +144,7 @@ impl Authority {
 
     /// The lifetime of an SVID whose Workload says nothing.
     pub fn svid_lifetime(&self) -> Duration {
-        self.lifetimes.svid
+        self.setting.lifetimes.svid
     }
 
     /// Issues an X.509-SVID with a new key. It lives for `lifetime`, and never longer than its
@@ -111,8 +164,8 @@ impl Authority {
         issue::svid(root, id, dns_names, lifetime, now)
     }
 
-    /// Issues a JWT-SVID for these audiences. It lives as long as the configuration says, and never
-    /// longer than its key.
+    /// Issues a JWT-SVID for these audiences. It lives for `lifetime`, or as long as the configuration
+    /// says, and never longer than its key.
     ///
     /// # Errors
     /// [`StateError::NoJwtKey`] and [`StateError::Token`]; callers give no token.
@@ -120,11 +173,14 @@ impl Authority {
         &self,
         id: &SpiffeId,
         audience: &[String],
+        lifetime: Option<Duration>,
         now: SystemTime,
     ) -> Result<String, StateError> {
         let state = self.state();
         let key = state.jwt_keys.active(now).ok_or(StateError::NoJwtKey)?;
-        key.sign(id, audience, self.lifetimes.jwt, now)
+        let lifetime = lifetime.unwrap_or(self.setting.lifetimes.jwt);
+        let issuer = self.setting.jwt_issuer.as_deref();
+        key.sign(id, audience, issuer, lifetime, now)
     }
 
     /// The keys that sign JWT-SVIDs, and those that soon will.
@@ -138,35 +194,49 @@ impl Authority {
     /// The roots of the trust domain in DER, one after the other: those that sign and those that
     /// soon will.
     pub fn bundle(&self) -> Vec<u8> {
-        self.state()
-            .roots
-            .iter()
-            .flat_map(|root| root.certificate.iter().copied())
-            .collect()
+        let state = self.state();
+        let mut all: Vec<&[u8]> = Vec::new();
+        for anchor in state.roots.iter().flat_map(|root| root.anchors()) {
+            // Several of ours have one above them.
+            if !all.contains(&anchor) {
+                all.push(anchor);
+            }
+        }
+        all.concat()
     }
 
-    /// The revocation lists in DER: one for each root that has something to take back.
+    /// A number that grows with every change of the bundles. Spec: Trust Domain and Bundle section
+    /// 4.1.1.
+    pub fn sequence(&self) -> u64 {
+        self.state().sequence
+    }
+
+    /// How often others should look for another bundle: often enough to have a new root long before
+    /// it signs. Spec: SPIFFE Federation section 4.3.
+    pub fn refresh_hint(&self) -> Duration {
+        let longest = Duration::from_secs(5 * 60);
+        (self.setting.lifetimes.root / 15).clamp(Duration::from_secs(1), longest)
+    }
+
+    /// The revocation lists in DER: one for each root, as soon as any has something to take back.
+    ///
+    /// Verifiers that look at lists at all want one of each authority, an empty one too.
     ///
     /// # Errors
     /// [`StateError::Crypto`] when the library refuses.
     pub fn revocation_lists(&self, now: SystemTime) -> Result<Vec<Vec<u8>>, StateError> {
         let state = self.state();
-        state
-            .roots
-            .iter()
-            .map(|root| {
-                let revoked: Vec<&Revoked> = state
-                    .revoked
-                    .iter()
-                    .filter(|one| one.issuer == root.serial && one.expires > now)
-                    .collect();
-                if revoked.is_empty() {
-                    return Ok(None);
-                }
-                issue::revocation_list(root, &revoked, state.list_number, now).map(Some)
-            })
-            .filter_map(Result::transpose)
-            .collect()
+        let in_force = |one: &&Revoked| one.expires > now;
+        if !state.revoked.iter().any(|one| in_force(&one)) {
+            return Ok(Vec::new());
+        }
+        let lists = state.roots.iter().map(|root| {
+            let of_root = state.revoked.iter().filter(in_force);
+            let of_root = of_root.filter(|one| one.issuer == root.serial);
+            let revoked: Vec<&Revoked> = of_root.collect();
+            issue::revocation_list(root, &revoked, state.list_number, now)
+        });
+        lists.collect()
     }
 
     /// Takes SVIDs back, for as long as they would have lived.
@@ -204,18 +274,19 @@ impl Authority {
         // Both, whatever the first says.
         let mut changed = next.roots.forget_ended(now) | next.jwt_keys.forget_ended(now);
         if let Some(active_from) = next.roots.next_due(now) {
-            let root = issue::new_root(&self.trust_domain, self.lifetimes.root, now)?;
+            let root = self.setting.new_signer(&self.trust_domain, now)?;
             next.roots.push(root, active_from);
             changed = true;
         }
         if let Some(active_from) = next.jwt_keys.next_due(now) {
-            let key = JwtKey::make(self.lifetimes.root, now)?;
+            let key = JwtKey::make(self.setting.lifetimes.root, now)?;
             next.jwt_keys.push(key, active_from);
             changed = true;
         }
         if !changed {
             return Ok(Rotation::None);
         }
+        next.sequence += 1;
         self.folder.write(&self.trust_domain, &next)?;
         *guard = Arc::new(next);
         Ok(Rotation::Changed)
@@ -251,9 +322,9 @@ impl Authority {
         self.change(|next| {
             let root_from = next.roots.prepare_for(now)?;
             let key_from = next.jwt_keys.prepare_for(now)?;
-            let lifetime = self.lifetimes.root;
-            let root = issue::new_root(&self.trust_domain, lifetime, now)?;
+            let root = self.setting.new_signer(&self.trust_domain, now)?;
             next.roots.push(root, root_from);
+            let lifetime = self.setting.lifetimes.root;
             next.jwt_keys.push(JwtKey::make(lifetime, now)?, key_from);
             Ok(())
         })
@@ -314,6 +385,7 @@ impl Authority {
         let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = State::clone(&guard);
         how(&mut next)?;
+        next.sequence += 1;
         self.folder.write(&self.trust_domain, &next)?;
         *guard = Arc::new(next);
         Ok(())

@@ -22,9 +22,10 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::{
-    issue::hex,
+    issue::{hex, validity},
     jwt::JwtKey,
     signers::{Lived, Signer, Signers},
+    upstream::Above,
 };
 
 /// Everything the authority must not forget.
@@ -34,12 +35,15 @@ pub(super) struct State {
     pub(super) jwt_keys: Signers<JwtKey>,
     pub(super) revoked: Vec<Revoked>,
     pub(super) list_number: u64,
+    /// Grows with every change of what the bundle holds.
+    pub(super) sequence: u64,
 }
 
-/// A root certificate and its key.
+/// A root, or one that an authority above vouches for, and its key.
 pub(super) struct Root {
     pub(super) certificate: Vec<u8>,
     pub(super) key: KeyPair,
+    pub(super) above: Option<Above>,
     pub(super) serial: Vec<u8>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
@@ -60,7 +64,12 @@ impl Lived for Root {
 }
 
 impl Root {
-    pub(super) fn new(certificate: Vec<u8>, key: KeyPair) -> Result<Self, StateError> {
+    pub(super) fn new(
+        certificate: Vec<u8>,
+        key: KeyPair,
+        above: Option<Above>,
+    ) -> Result<Self, StateError> {
+        let (not_before, not_after) = validity(&certificate)?;
         let (_, parsed) = X509Certificate::from_der(&certificate)
             .map_err(|_| StateError::damaged("a root certificate cannot be read"))?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
@@ -68,16 +77,21 @@ impl Root {
                 "a root certificate and its key do not belong together",
             ));
         }
-        let time = |seconds: i64| {
-            UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
-        };
         Ok(Self {
             serial: parsed.raw_serial().to_vec(),
-            not_before: time(parsed.validity().not_before.timestamp()),
-            not_after: time(parsed.validity().not_after.timestamp()),
+            not_before,
+            not_after,
             key,
+            above,
             certificate,
         })
+    }
+
+    /// What peers must trust to believe what this one signs.
+    pub(super) fn anchors(&self) -> impl Iterator<Item = &[u8]> {
+        let above = self.above.iter().flat_map(|above| &above.anchors);
+        let own = self.above.is_none().then_some(&self.certificate);
+        above.chain(own).map(Vec::as_slice)
     }
 }
 
@@ -129,6 +143,9 @@ pub enum StateError {
         /// In the configuration.
         wanted: TrustDomain,
     },
+    /// The authority above cannot be used.
+    #[error("the authority above (`authority.upstream`): {0}")]
+    Upstream(String),
     /// There is no root that may sign now.
     #[error("there is no root that may sign now")]
     NoRoot,
@@ -162,7 +179,7 @@ pub enum StateError {
 }
 
 impl StateError {
-    fn damaged(why: impl Into<String>) -> Self {
+    pub(super) fn damaged(why: impl Into<String>) -> Self {
         Self::Damaged(why.into())
     }
 }
@@ -238,30 +255,30 @@ impl Folder {
         trust_domain: &TrustDomain,
         state: &State,
     ) -> Result<(), StateError> {
-        let (path, fresh) = (self.path.join(FILE), self.path.join(FRESH));
-        let failed = |action| {
-            let path = path.clone();
-            move |cause| StateError::Io {
-                action,
-                path,
-                cause,
-            }
-        };
+        let path = self.path.join(FILE);
         let text = Zeroizing::new(
             serde_json::to_vec_pretty(&Written::of(trust_domain, state))
                 .map_err(|error| StateError::damaged(error.to_string()))?,
         );
-        let mut file = options()
-            .truncate(true)
-            .open(&fresh)
-            .map_err(failed("write"))?;
-        file.write_all(&text).map_err(failed("write"))?;
-        file.sync_all().map_err(failed("sync"))?;
-        fs::rename(&fresh, &path).map_err(failed("replace"))?;
-        File::open(&self.path)
-            .and_then(|folder| folder.sync_all())
-            .map_err(failed("sync"))
+        replace_file(&path, &text).map_err(|cause| StateError::Io {
+            action: "replace",
+            path,
+            cause,
+        })
     }
+}
+
+/// Replaces a file whole, for its owner alone: after a crash at any instant there is the old one or
+/// the new one.
+pub fn replace_file(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(FRESH);
+    let mut file = options().truncate(true).open(&fresh)?;
+    file.write_all(contents)?;
+    file.sync_all()?;
+    fs::rename(&fresh, path)?;
+    File::open(folder)?.sync_all()
 }
 
 /// For the owner alone, whatever the umask says.
@@ -283,6 +300,9 @@ struct Written {
     jwt_keys: Vec<WrittenJwtKey>,
     revoked: Vec<WrittenRevoked>,
     list_number: u64,
+    /// From version 3 on.
+    #[serde(default)]
+    sequence: u64,
 }
 
 /// Certificate and key in base64 of DER; the time in seconds since 1970.
@@ -294,6 +314,17 @@ struct WrittenRoot {
     active_from: u64,
     #[serde(default)]
     tainted: bool,
+    /// Of one that an authority above vouches for, from version 3 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    above: Option<WrittenAbove>,
+}
+
+/// Certificates in base64 of DER.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct WrittenAbove {
+    chain: Vec<String>,
+    anchors: Vec<String>,
 }
 
 /// The key in base64 of PKCS#8; times in seconds since 1970.
@@ -334,6 +365,18 @@ impl Written {
                     ),
                     active_from: seconds(root.active_from),
                     tainted: root.tainted,
+                    above: root.above.as_ref().map(|above| WrittenAbove {
+                        chain: above
+                            .chain
+                            .iter()
+                            .map(|one| BASE64_STANDARD.encode(one))
+                            .collect(),
+                        anchors: above
+                            .anchors
+                            .iter()
+                            .map(|one| BASE64_STANDARD.encode(one))
+                            .collect(),
+                    }),
                 })
                 .collect(),
             jwt_keys: state
@@ -359,6 +402,7 @@ impl Written {
                 })
                 .collect(),
             list_number: state.list_number,
+            sequence: state.sequence,
         }
     }
 
@@ -388,6 +432,7 @@ impl Written {
             jwt_keys: jwt_keys.collect::<Result<_, _>>()?,
             revoked: revoked.collect::<Result<_, _>>()?,
             list_number: self.list_number,
+            sequence: self.sequence,
         })
     }
 }
@@ -397,7 +442,16 @@ impl WrittenRoot {
         let key = Zeroizing::new(decode(&self.key)?);
         let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(key.as_slice()))
             .map_err(|_| StateError::damaged("a root's key cannot be read"))?;
-        let root = Root::new(decode(&self.certificate)?, key)?;
+        let all = |texts: Vec<String>| texts.iter().map(|text| decode(text)).collect();
+        let above = self.above.map(|above| {
+            let (chain, anchors): (Result<_, StateError>, Result<_, StateError>) =
+                (all(above.chain), all(above.anchors));
+            Ok::<_, StateError>(Above {
+                chain: chain?,
+                anchors: anchors?,
+            })
+        });
+        let root = Root::new(decode(&self.certificate)?, key, above.transpose()?)?;
         Ok(Signer::new(root, time(self.active_from), self.tainted))
     }
 }
@@ -443,8 +497,9 @@ fn time(seconds: u64) -> SystemTime {
 }
 
 const FILE: &str = "authority.json";
-const FRESH: &str = "authority.json.new";
+/// Put behind the name of a file while its successor is written.
+const FRESH: &str = ".new";
 const LOCK: &str = "lock";
-/// What is written; before it there were no keys that sign tokens.
-const VERSION: u32 = 2;
+/// What is written. Version 1 had no keys that sign tokens, version 2 no authority above.
+const VERSION: u32 = 3;
 const FIRST_VERSION: u32 = 1;

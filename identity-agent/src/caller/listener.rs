@@ -11,14 +11,17 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use bytes::BytesMut;
+use dashmap::DashMap;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Sleep, sleep},
 };
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
@@ -80,20 +83,68 @@ pub fn incoming(
     limit: usize,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let free = Arc::new(Semaphore::new(limit));
-    futures_util::stream::unfold((listener, free), |(listener, free)| async move {
+    let counts = Arc::new(Counts {
+        limit: limit / 2,
+        by_user: DashMap::new(),
+    });
+    let state = (listener, free, counts);
+    futures_util::stream::unfold(state, |(listener, free, counts)| async move {
         let permit = free.clone().acquire_owned().await.ok()?;
         let connection = loop {
             match listener.accept().await {
-                Ok((stream, _)) => break Connection::new(stream, permit),
+                Ok((stream, _)) => match counts.clone().count(&stream) {
+                    Some(counted) => break Connection::new(stream, permit, counted),
+                    // Closed at once; whoever has so many of them open knows why.
+                    None => tracing::debug!("a user has too many connections"),
+                },
                 // One connection's trouble, or a lack of descriptors: never the end of the loop.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    sleep(Duration::from_millis(50)).await;
                 }
             }
         };
-        Some((Ok(connection), (listener, free)))
+        Some((Ok(connection), (listener, free, counts)))
     })
+}
+
+/// How many connections each user has: nobody has all of them.
+#[derive(Debug)]
+struct Counts {
+    limit: usize,
+    by_user: DashMap<u32, usize>,
+}
+
+/// One of them; counted off when it is dropped.
+#[derive(Debug)]
+struct Counted {
+    counts: Arc<Counts>,
+    user: u32,
+}
+
+impl Counts {
+    fn count(self: Arc<Self>, stream: &UnixStream) -> Option<Counted> {
+        let user = stream.peer_cred().ok()?.uid();
+        {
+            let mut own = self.by_user.entry(user).or_default();
+            if *own >= self.limit {
+                return None;
+            }
+            *own += 1;
+        }
+        Some(Counted { counts: self, user })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if let dashmap::Entry::Occupied(mut own) = self.counts.by_user.entry(self.user) {
+            *own.get_mut() -= 1;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
+    }
 }
 
 /// A connection, and the process that opened it.
@@ -104,6 +155,9 @@ pub struct Connection {
     /// Read and mended, not yet asked for.
     ready: BytesMut,
     caller: Caller,
+    /// Until when it must have said something; none once it has.
+    silent_until: Option<Pin<Box<Sleep>>>,
+    _counted: Counted,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -112,7 +166,7 @@ pub struct Connection {
 pub struct Caller(pub Arc<Result<Arc<PinnedProcess>, PinError>>);
 
 impl Connection {
-    fn new(stream: UnixStream, permit: OwnedSemaphorePermit) -> Self {
+    fn new(stream: UnixStream, permit: OwnedSemaphorePermit, counted: Counted) -> Self {
         // Pinned at once: the longer we waited, the more could have happened.
         let caller = Caller(Arc::new(PinnedProcess::at(&stream).map(Arc::new)));
         Self {
@@ -120,6 +174,8 @@ impl Connection {
             mend: AuthorityMend::default(),
             ready: BytesMut::new(),
             caller,
+            silent_until: Some(Box::pin(sleep(PATIENCE))),
+            _counted: counted,
             _permit: permit,
         }
     }
@@ -143,7 +199,15 @@ impl AsyncRead for Connection {
         while this.ready.is_empty() {
             let mut space = [0; READ_BYTES];
             let mut read = ReadBuf::new(&mut space);
-            ready!(Pin::new(&mut this.stream).poll_read(context, &mut read))?;
+            let polled = Pin::new(&mut this.stream).poll_read(context, &mut read)?;
+            if polled.is_pending()
+                && let Some(silent) = &mut this.silent_until
+            {
+                ready!(silent.as_mut().poll(context));
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            ready!(polled);
+            this.silent_until = None;
             if read.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -184,6 +248,9 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+/// Who opens a connection has something to say.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A request of the Workload API is smaller.
 const READ_BYTES: usize = 4096;

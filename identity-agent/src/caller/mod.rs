@@ -9,12 +9,12 @@ mod listener;
 
 use std::{
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
     sync::Arc,
 };
 
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
@@ -22,6 +22,8 @@ use rustix::{
 use tokio::{io::unix::AsyncFd, net::UnixStream};
 
 pub use listener::{Caller, Connection, bind, incoming};
+
+use crate::attest::{procfs, read_text};
 
 /// A process that cannot be taken for another one.
 #[derive(Debug)]
@@ -44,22 +46,40 @@ impl PinnedProcess {
         if peer.pid() <= 0 {
             return Err(PinError::OtherPidNamespace);
         }
-        let handle = match getsockopt(stream, sockopt::PeerPidfd) {
-            Ok(handle) => handle,
+        match getsockopt(stream, sockopt::PeerPidfd) {
+            Ok(handle) => Self::alive(peer.pid(), peer.uid(), handle),
             // The kernel is older than 6.5. Anything else, `EINVAL` too, means a dead peer.
-            Err(nix::errno::Errno::ENOPROTOOPT) => open_by_number(peer.pid())?,
-            Err(_) => return Err(PinError::Gone),
-        };
-        let pinned = Self {
-            pid: peer.pid(),
-            uid: peer.uid(),
-            handle,
-        };
-        // The kernel hands out a pidfd of a process that is dead and reaped as well.
-        if pinned.is_alive() {
-            Ok(pinned)
-        } else {
-            Err(PinError::Gone)
+            Err(nix::errno::Errno::ENOPROTOOPT) => Self::without_peers_pidfd(peer),
+            Err(_) => Err(PinError::Gone),
+        }
+    }
+
+    /// The way of older kernels, by the number of the peer.
+    ///
+    /// The number may have passed to another process between the connection and this call. That gap
+    /// is theirs; a process of another user does not fit through it.
+    fn without_peers_pidfd(peer: UnixCredentials) -> Result<Self, PinError> {
+        let handle = open_by_number(peer.pid())?;
+        let pinned = Self::alive(peer.pid(), peer.uid(), handle)?;
+        let [_, uid, ..] = pinned
+            .read(|folder| {
+                let status = read_text(&folder.join("status")).ok();
+                status.and_then(|text| procfs::status(&text))
+            })?
+            .ok_or(PinError::Gone)?
+            .uids;
+        if uid != peer.uid() {
+            return Err(PinError::Gone);
+        }
+        Ok(pinned)
+    }
+
+    /// The kernel hands out a pidfd of a process that is dead and reaped as well.
+    fn alive(pid: i32, uid: u32, handle: OwnedFd) -> Result<Self, PinError> {
+        let pinned = Self { pid, uid, handle };
+        match pinned.is_alive() {
+            true => Ok(pinned),
+            false => Err(PinError::Gone),
         }
     }
 
@@ -72,17 +92,17 @@ impl PinnedProcess {
         let uid = std::fs::metadata(format!("/proc/{pid}"))
             .map(|found| std::os::unix::fs::MetadataExt::uid(&found))
             .map_err(|_| PinError::Gone)?;
-        let pinned = Self { pid, uid, handle };
-        if pinned.is_alive() {
-            Ok(pinned)
-        } else {
-            Err(PinError::Gone)
-        }
+        Self::alive(pid, uid, handle)
     }
 
     /// Its number, for people. It means the process only while [`PinnedProcess::is_alive`].
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// The pidfd.
+    pub fn handle(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
     }
 
     /// The effective user at the time of the connection.
@@ -138,6 +158,11 @@ impl PinnedProcess {
 pub struct ProcFolder(PathBuf);
 
 impl ProcFolder {
+    /// The agent's own.
+    pub fn own() -> Self {
+        Self(PathBuf::from("/proc/self"))
+    }
+
     /// The path of something in it.
     pub fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)
@@ -161,8 +186,6 @@ pub enum PinError {
     Kernel(io::Error),
 }
 
-/// The way of older kernels. The number may have passed to another process between the connection
-/// and this call; that gap is theirs, and the owner check of the caller narrows it.
 fn open_by_number(pid: i32) -> Result<OwnedFd, PinError> {
     let pid = Pid::from_raw(pid).ok_or(PinError::Gone)?;
     let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| PinError::Gone)?;
@@ -170,4 +193,59 @@ fn open_by_number(pid: i32) -> Result<OwnedFd, PinError> {
         .as_fd()
         .try_clone_to_owned()
         .map_err(PinError::Kernel)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::process::CommandExt as _,
+        process::{Command, Stdio},
+    };
+
+    use nix::sys::socket::{getsockopt, sockopt};
+    use tokio::net::UnixStream;
+
+    use super::{PinError, PinnedProcess};
+
+    fn runtime() -> tokio::runtime::Runtime {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap()
+    }
+
+    #[test]
+    fn both_ways_of_pinning_find_the_peer() {
+        let runtime = runtime();
+        let _entered = runtime.enter();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let peer = getsockopt(&ours, sockopt::PeerCredentials).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(PinnedProcess::at(&ours).unwrap().pid(), own);
+        let found = PinnedProcess::without_peers_pidfd(peer).unwrap();
+        assert_eq!((found.pid(), found.uid()), (own, peer.uid()));
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_not_pinned_by_its_number() {
+        let mut child = Command::new("true").stdout(Stdio::null()).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        child.wait().unwrap();
+        assert!(matches!(PinnedProcess::by_number(pid), Err(PinError::Gone)));
+    }
+
+    #[test]
+    fn what_is_read_of_a_process_that_ends_meanwhile_is_thrown_away() {
+        let mut child = Command::new("cat");
+        let mut child = child
+            .stdin(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let process = PinnedProcess::by_number(i32::try_from(child.id()).unwrap()).unwrap();
+        assert!(process.read(|folder| folder.join("stat").exists()).unwrap());
+        let read = process.read(|_| {
+            drop(child.stdin.take());
+            child.wait().unwrap();
+        });
+        assert!(matches!(read, Err(PinError::Gone)));
+    }
 }

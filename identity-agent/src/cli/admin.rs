@@ -1,13 +1,19 @@
 //! Commands over the admin socket.
 
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, Subcommand};
 use http::Method;
-use postern_spiffe::{JwtBundle, TrustDomain, X509Bundle, bundle::BundleDocument};
+use postern_agent::pem::pem;
+use postern_spiffe::{TrustDomain, X509Bundle};
 use serde_json::Value;
 
-use super::{client::ask_admin, fetch::pem, socket_path};
+use super::{client::ask_admin, socket_path};
 
 /// Workloads, over the admin socket
 #[derive(Debug, Subcommand)]
@@ -16,6 +22,24 @@ pub(super) enum Workload {
     List(Asking),
     /// Shows one Workload
     Show {
+        /// `namespace/name`
+        name: String,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Registers the Workloads of a file: documents, or entries as SPIRE writes them
+    Create {
+        /// The file; `-` is standard input
+        #[arg(long, short = 'f', visible_alias = "data", value_name = "FILE")]
+        file: PathBuf,
+        /// Replace Workloads of the same names
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Takes a Workload that was registered so away again; its identity is withdrawn at once
+    Delete {
         /// `namespace/name`
         name: String,
         #[command(flatten)]
@@ -93,11 +117,15 @@ pub(super) struct Asking {
 
 impl Asking {
     async fn ask(&self, what: &str) -> anyhow::Result<Value> {
-        ask_admin(&socket_path(&self.socket_path)?, Method::GET, what).await
+        self.send(Method::GET, what, Vec::new()).await
     }
 
     async fn tell(&self, what: &str) -> anyhow::Result<Value> {
-        ask_admin(&socket_path(&self.socket_path)?, Method::POST, what).await
+        self.send(Method::POST, what, Vec::new()).await
+    }
+
+    async fn send(&self, method: Method, what: &str, body: Vec<u8>) -> anyhow::Result<Value> {
+        ask_admin(&socket_path(&self.socket_path)?, method, what, body).await
     }
 
     /// JSON as it came, or a line for each item with these members.
@@ -142,8 +170,37 @@ impl Workload {
                 );
                 Ok(())
             }
+            Self::Create {
+                file,
+                replace,
+                asking,
+            } => {
+                let text = read(&file)?;
+                let what = match replace {
+                    true => "/workloads?replace=true",
+                    false => "/workloads",
+                };
+                let created = asking.send(Method::POST, what, text).await?;
+                asking.show(&created, &["name"]);
+                Ok(())
+            }
+            Self::Delete { name, asking } => {
+                let what = format!("/workloads/{name}");
+                let deleted = asking.send(Method::DELETE, &what, Vec::new()).await;
+                asking.show(&deleted?, &["name"]);
+                Ok(())
+            }
         }
     }
+}
+
+fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    if file == Path::new("-") {
+        std::io::stdin().read_to_end(&mut text)?;
+        return Ok(text);
+    }
+    std::fs::read(file).with_context(|| format!("cannot read `{}`", file.display()))
 }
 
 impl Bundle {
@@ -154,7 +211,7 @@ impl Bundle {
             asking.show(&answer, &[]);
             return Ok(());
         }
-        let (x509, jwt) = bundle(&answer).context("the agent's answer holds no bundle")?;
+        let x509 = bundle(&answer).context("the agent's answer holds no bundle")?;
         match format {
             BundleFormat::Pem => {
                 for authority in x509.authorities() {
@@ -162,13 +219,8 @@ impl Bundle {
                 }
             }
             BundleFormat::Spiffe => {
-                let document = BundleDocument {
-                    x509,
-                    jwt,
-                    sequence: None,
-                    refresh_hint: None,
-                };
-                anstream::println!("{}", document.to_json()?);
+                let document = answer.get("document").and_then(Value::as_str);
+                anstream::println!("{}", document.context("the agent tells no document")?);
             }
         }
         Ok(())
@@ -224,12 +276,10 @@ impl Drift {
     }
 }
 
-fn bundle(answer: &Value) -> Option<(X509Bundle, JwtBundle)> {
+fn bundle(answer: &Value) -> Option<X509Bundle> {
     let trust_domain = TrustDomain::parse(answer["trustDomain"].as_str()?).ok()?;
     let run = BASE64_STANDARD.decode(answer["x509"].as_str()?).ok()?;
-    let jwt = answer["jwt"].as_str()?.as_bytes();
-    let jwt = JwtBundle::parse(trust_domain.clone(), jwt).ok()?;
-    Some((X509Bundle::from_der_run(trust_domain, &run).ok()?, jwt))
+    X509Bundle::from_der_run(trust_domain, &run).ok()
 }
 
 fn text(value: &Value) -> String {

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, anyhow, bail};
 use bytes::Bytes;
 use http::Method;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use postern_proto::{
     SECURITY_HEADER, workload_api::spiffe_workload_api_client::SpiffeWorkloadApiClient,
@@ -84,7 +84,12 @@ pub(super) async fn within<T>(
 ///
 /// # Errors
 /// It cannot be reached, or refuses; its word is in the error.
-pub(super) async fn ask_admin(path: &Path, method: Method, what: &str) -> anyhow::Result<Value> {
+pub(super) async fn ask_admin(
+    path: &Path,
+    method: Method,
+    what: &str,
+    body: Vec<u8>,
+) -> anyhow::Result<Value> {
     let stream = UnixStream::connect(path).await.with_context(|| {
         format!(
             "cannot reach the admin socket `{}`; is the agent running, and are you its user? Name \
@@ -99,7 +104,7 @@ pub(super) async fn ask_admin(path: &Path, method: Method, what: &str) -> anyhow
         .method(method)
         .uri(what)
         .header(http::header::HOST, "admin")
-        .body(Empty::<Bytes>::new())?;
+        .body(Full::<Bytes>::from(body))?;
     let answer = sender.send_request(request).await?;
     let is_done = answer.status().is_success();
     let body = answer.into_body().collect().await?.to_bytes();

@@ -1,17 +1,21 @@
 //! `explain` and `posture`: what the kernel shows of a process, to a person.
 
-use std::path::PathBuf;
+use std::{os::unix::net::UnixStream, path::PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
+use http::Method;
 use postern_agent::{
+    agent::explanation,
     attest::{Attested, Attestors},
     caller::PinnedProcess,
     config::{self, Config},
-    registry::{Registry, matching, nearest_misses},
+    registry::Registry,
 };
 use postern_policies::Options;
-use serde_json::json;
+use serde_json::{Value, json};
+
+use super::client::{ask_admin, block_on};
 
 /// Shows what is true of a process, which Workloads it is, and which it nearly is
 #[derive(Debug, Args)]
@@ -46,56 +50,73 @@ impl Explain {
         let text = std::fs::read(&self.config)
             .with_context(|| format!("cannot read `{}`", self.config.display()))?;
         let config = Config::read(&self.config, &text).map_err(|found| {
-            anyhow!(
-                "{}",
-                found
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join("\n")
-            )
+            let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+            anyhow!("{}", found.join("\n"))
         })?;
-        let registry = Registry::open(config.workloads, Options::new(config.trust_domain))?;
-        let set = registry.current();
-        let attested = attest(self.pid, &config.attestors)?;
-        let matched = matching(set.workloads(), &attested.selectors);
-        let misses = nearest_misses(set.workloads(), &attested.selectors, SHOWN_MISSES);
+        let explained = match self.asked(&config) {
+            Some(answer) => answer?,
+            None => self.seen_from_here(config)?,
+        };
         if self.json {
-            anstream::println!(
-                "{}",
-                json!({
-                    "pid": self.pid,
-                    "selectors": attested.selectors.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                    "workloads": matched.iter().map(|workload| json!({
-                        "name": workload.name.to_string(), "spiffeID": workload.spiffe_id.as_str(),
-                    })).collect::<Vec<_>>(),
-                    "nearestMisses": misses.iter().map(|miss| json!({
-                        "name": miss.workload.name.to_string(),
-                        "missing": miss.missing.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                    })).collect::<Vec<_>>(),
-                })
-            );
-            return Ok(());
+            anstream::println!("{explained}");
+        } else {
+            self.show(&explained);
         }
+        Ok(())
+    }
+
+    /// What the agent says, if one runs that we may ask: it knows what was registered.
+    fn asked(&self, config: &Config) -> Option<anyhow::Result<Value>> {
+        UnixStream::connect(&config.admin).ok()?;
+        let what = format!("/explain/{}", self.pid);
+        let mut answer = None;
+        let asked = block_on(async {
+            answer = Some(ask_admin(&config.admin, Method::GET, &what, Vec::new()).await?);
+            Ok(())
+        });
+        Some(asked.and_then(|()| answer.context("the agent says nothing")))
+    }
+
+    fn seen_from_here(&self, config: Config) -> anyhow::Result<Value> {
+        let options = Options::new(config.trust_domain);
+        let registry = Registry::open(config.workloads, options, None)?;
+        let attested = attest(self.pid, &config.attestors)?;
+        Ok(explanation(self.pid, &attested, &registry.current()))
+    }
+
+    fn show(&self, explained: &Value) {
+        let list = |value: &Value, name: &str| {
+            let items = value.get(name).and_then(Value::as_array);
+            items.cloned().unwrap_or_default()
+        };
+        let text = |value: &Value, name: &str| {
+            let text = value.get(name).and_then(Value::as_str);
+            text.unwrap_or_default().to_owned()
+        };
         anstream::println!("Process {} has", self.pid);
-        for selector in &attested.selectors {
-            anstream::println!("  {selector}");
+        for selector in list(explained, "selectors") {
+            anstream::println!("  {}", selector.as_str().unwrap_or_default());
         }
-        for workload in &matched {
-            anstream::println!("It is {}: {}", workload.name, workload.spiffe_id);
+        let workloads = list(explained, "workloads");
+        for workload in &workloads {
+            anstream::println!(
+                "It is {}: {}",
+                text(workload, "name"),
+                text(workload, "spiffeID")
+            );
         }
-        if matched.is_empty() {
+        if workloads.is_empty() {
             anstream::println!("It is no Workload, and gets no identity.");
         }
-        for miss in &misses {
-            let missing: Vec<_> = miss.missing.iter().map(ToString::to_string).collect();
+        for miss in list(explained, "nearestMisses") {
+            let missing = list(&miss, "missing");
+            let missing: Vec<&str> = missing.iter().filter_map(Value::as_str).collect();
             anstream::println!(
                 "It is not {}: it lacks {}",
-                miss.workload.name,
+                text(&miss, "name"),
                 missing.join(", ")
             );
         }
-        Ok(())
     }
 }
 
@@ -125,5 +146,3 @@ fn attest(pid: i32, attestors: &config::Attestors) -> anyhow::Result<Attested> {
         .attest(&process)
         .with_context(|| format!("process {pid} cannot be looked at"))
 }
-
-const SHOWN_MISSES: usize = 3;

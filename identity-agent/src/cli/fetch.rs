@@ -11,14 +11,18 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, ValueEnum};
-use postern_proto::workload_api::{X509svid, X509svidRequest, X509svidResponse};
+use postern_agent::pem::pem;
+use postern_proto::workload_api::{
+    X509svid, X509svidRequest, X509svidResponse,
+    spiffe_workload_api_client::SpiffeWorkloadApiClient,
+};
 use postern_spiffe::{
     BundleSet, PeerRole, RevocationLists, SpiffeId, X509Bundle, X509Svid, verify_peer,
     x509_svid::split_der,
 };
 use serde_json::json;
 use time::{OffsetDateTime, macros::format_description};
-use tonic::Code;
+use tonic::{Code, Status, transport::Channel};
 
 use super::{
     Endpoint, Output,
@@ -105,20 +109,58 @@ impl Fetch {
 
 impl Watch {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let mut client = connect(&self.endpoint.path()?).await?;
-        let mut began = Instant::now();
-        let mut stream = client
-            .fetch_x509svid(request(X509svidRequest {}))
-            .await
-            .map_err(|status| refused(&status))?
-            .into_inner();
-        while let Some(response) = stream.message().await.map_err(|status| refused(&status))? {
-            show(&response, self.output, began.elapsed())?;
-            began = Instant::now();
+        let path = self.endpoint.path()?;
+        let mut client = connect(&path).await?;
+        let mut wait = FIRST_WAIT;
+        loop {
+            let ended = self.follow(&mut client, &mut wait).await;
+            // The agent's own word is final; that it is away is not.
+            if !matches!(
+                ended.code(),
+                Code::Unavailable | Code::Unknown | Code::Cancelled
+            ) {
+                return Err(refused(&ended));
+            }
+            anstream::eprintln!("{:#}; asking again", refused(&ended));
+            client = loop {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
+                if let Ok(client) = connect(&path).await {
+                    break client;
+                }
+            };
         }
-        bail!("the agent ended the stream")
+    }
+
+    /// Shows every update until the stream ends, and tells why it did.
+    async fn follow(
+        &self,
+        client: &mut SpiffeWorkloadApiClient<Channel>,
+        wait: &mut Duration,
+    ) -> Status {
+        let mut began = Instant::now();
+        let mut stream = match client.fetch_x509svid(request(X509svidRequest {})).await {
+            Ok(stream) => stream.into_inner(),
+            Err(status) => return status,
+        };
+        loop {
+            match stream.message().await {
+                Ok(Some(response)) => {
+                    *wait = FIRST_WAIT;
+                    if let Err(error) = show(&response, self.output, began.elapsed()) {
+                        return Status::internal(error.to_string());
+                    }
+                    began = Instant::now();
+                }
+                Ok(None) => return Status::unavailable("the agent ended the stream"),
+                Err(status) => return status,
+            }
+        }
     }
 }
+
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// The agent is healthy when it answers; that it has no identity for us says nothing against it.
 pub(super) async fn healthcheck(
@@ -334,22 +376,6 @@ fn what(path: &Path) -> &'static str {
         _ if name.ends_with(".key") => "key",
         _ => "SVID",
     }
-}
-
-/// Spec: RFC 7468.
-pub(super) fn pem(label: &str, der: &[u8]) -> String {
-    let text = BASE64_STANDARD.encode(der);
-    let mut lines = vec![format!("-----BEGIN {label}-----")];
-    let mut rest = text.as_str();
-    while let Some((line, after)) = rest.split_at_checked(64) {
-        lines.push(line.to_owned());
-        rest = after;
-    }
-    if !rest.is_empty() {
-        lines.push(rest.to_owned());
-    }
-    lines.push(format!("-----END {label}-----"));
-    lines.join("\n") + "\n"
 }
 
 /// As Go prints a time: `2026-11-24 03:31:42 +0000 UTC`.

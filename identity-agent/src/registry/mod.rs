@@ -1,25 +1,37 @@
-//! The Workloads of this node, from the folder of their documents.
+//! The Workloads of this node: from the folder of their documents, and registered over the admin
+//! socket.
 //!
-//! A folder with a mistake is refused whole; the last good set stays in force.
+//! A folder with a mistake is refused whole, and so is a change that does not fit to what is there;
+//! the last good set stays in force.
 
 mod matching;
+mod store;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use arc_swap::ArcSwap;
-use postern_policies::{Diagnostic, Options, PolicySet, files};
+use postern_policies::{
+    Diagnostic, Options, PolicySet, SourceFile, files,
+    model::workload::{Workload, WorkloadName},
+};
 
 pub use matching::{Miss, matching, nearest_misses};
+pub use store::{Store, StoreError};
 
 /// The Workloads in force.
 #[derive(Debug)]
 pub struct Registry {
     folder: PathBuf,
     options: Options,
+    /// Locked while something changes.
+    store: Mutex<Option<Store>>,
     current: ArcSwap<PolicySet>,
 }
 
-/// Why the folder could not be taken.
+/// Why Workloads could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// A file cannot be read.
@@ -28,18 +40,35 @@ pub enum RegistryError {
     /// A document has mistakes.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Mistakes(Vec<Diagnostic>),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is no Workload in what was sent.
+    #[error("there is no Workload in it: send `Workload` documents or entries of SPIRE")]
+    Nothing,
+    /// One of this name is there.
+    #[error("there is a Workload `{0}` already; `--replace` replaces it")]
+    Exists(WorkloadName),
+    /// It was not registered over the admin socket.
+    #[error("there is no Workload `{0}` that was registered with `workload create`")]
+    Unknown(String),
 }
 
 impl Registry {
-    /// Reads the folder for the first time.
+    /// Reads folder and database for the first time.
     ///
     /// # Errors
     /// [`RegistryError`]; callers do not start.
-    pub fn open(folder: PathBuf, options: Options) -> Result<Self, RegistryError> {
-        let first = load(&folder, &options)?;
+    pub fn open(
+        folder: PathBuf,
+        options: Options,
+        store: Option<Store>,
+    ) -> Result<Self, RegistryError> {
+        let first = load(&folder, &registered(store.as_ref())?, &options)?;
         Ok(Self {
             folder,
             options,
+            store: Mutex::new(store),
             current: ArcSwap::from_pointee(first),
         })
     }
@@ -50,7 +79,7 @@ impl Registry {
     }
 
     /// The folder.
-    pub fn folder(&self) -> &std::path::Path {
+    pub fn folder(&self) -> &Path {
         &self.folder
     }
 
@@ -59,16 +88,108 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`]; the set before stays in force.
     pub fn reload(&self) -> Result<usize, RegistryError> {
-        let next = load(&self.folder, &self.options)?;
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = load(&self.folder, &registered(store.as_ref())?, &self.options)?;
         let count = next.workloads().count();
         self.current.store(Arc::new(next));
         Ok(count)
     }
+
+    /// Registers the Workloads of a text, all or none. Tells their names.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; nothing has changed then.
+    pub fn create(&self, text: Vec<u8>, replace: bool) -> Result<Vec<WorkloadName>, RegistryError> {
+        let sent = SourceFile {
+            path: PathBuf::from("sent"),
+            text,
+        };
+        let sent = PolicySet::load(&[sent], &self.options).map_err(RegistryError::Mistakes)?;
+        let sent: Vec<&Workload> = sent.set.workloads().collect();
+        if sent.is_empty() {
+            return Err(RegistryError::Nothing);
+        }
+        let documents = sent.iter().map(|workload| {
+            let document = workload.to_document().to_string();
+            (workload.name.to_string(), document)
+        });
+        let documents: Vec<(String, String)> = documents.collect();
+        let names = sent.iter().map(|workload| workload.name.clone());
+        let names: Vec<WorkloadName> = names.collect();
+
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = registered(store.as_ref())?;
+        let is_sent = |name: &str| documents.iter().any(|(one, _)| one == name);
+        if !replace && let Some(known) = all.iter().find(|(name, _)| is_sent(name)) {
+            let mut names = names.iter();
+            let name = names.find(|name| name.to_string() == known.0);
+            return Err(name.map_or(RegistryError::Nothing, |name| {
+                RegistryError::Exists(name.clone())
+            }));
+        }
+        all.retain(|(name, _)| !is_sent(name));
+        all.extend(documents.iter().cloned());
+        // What the folder has by the same name is told with its file.
+        let next = load(&self.folder, &all, &self.options)?;
+        if let Some(store) = &*store {
+            store.put(&documents)?;
+        }
+        self.current.store(Arc::new(next));
+        Ok(names)
+    }
+
+    /// Takes a registered Workload away.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; nothing has changed then.
+    pub fn delete(&self, name: &str) -> Result<(), RegistryError> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = registered(store.as_ref())?;
+        let before = all.len();
+        all.retain(|(one, _)| one != name);
+        if all.len() == before {
+            return Err(RegistryError::Unknown(name.to_owned()));
+        }
+        let next = load(&self.folder, &all, &self.options)?;
+        if let Some(store) = &*store {
+            store.remove(name)?;
+        }
+        self.current.store(Arc::new(next));
+        Ok(())
+    }
+
+    /// The documents as they stand: those of the folder, then those that were registered.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; they cannot be read now.
+    pub fn documents(&self) -> Result<Vec<SourceFile>, RegistryError> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        documents(&self.folder, &registered(store.as_ref())?)
+    }
 }
 
-fn load(folder: &std::path::Path, options: &Options) -> Result<PolicySet, RegistryError> {
-    let files = files::read_documents(folder)?;
-    PolicySet::load(&files, options)
+fn registered(store: Option<&Store>) -> Result<Vec<(String, String)>, StoreError> {
+    store.map_or_else(|| Ok(Vec::new()), Store::all)
+}
+
+fn documents(
+    folder: &Path,
+    registered: &[(String, String)],
+) -> Result<Vec<SourceFile>, RegistryError> {
+    let mut files = files::read_documents(folder)?;
+    files.extend(registered.iter().map(|(name, document)| SourceFile {
+        path: PathBuf::from(format!("registry:{name}")),
+        text: document.clone().into_bytes(),
+    }));
+    Ok(files)
+}
+
+fn load(
+    folder: &Path,
+    registered: &[(String, String)],
+    options: &Options,
+) -> Result<PolicySet, RegistryError> {
+    PolicySet::load(&documents(folder, registered)?, options)
         .map(|loaded| loaded.set)
         .map_err(RegistryError::Mistakes)
 }

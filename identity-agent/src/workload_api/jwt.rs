@@ -1,6 +1,10 @@
 //! The methods of JWT-SVIDs. Spec: SPIFFE Workload API section 6.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use postern_policies::model::workload::Workload;
 use postern_proto::workload_api::{
@@ -10,8 +14,12 @@ use postern_spiffe::{JwtSvid, SpiffeId};
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use tonic::Status;
 
-use super::{entitled, stream::unavailable};
-use crate::{agent::Agent, caller::PinnedProcess};
+use super::stream::unavailable;
+use crate::{
+    admission::on_a_thread,
+    agent::{Agent, Entitled},
+    caller::PinnedProcess,
+};
 
 /// Tokens for the audiences that were asked for: one of each identity, or of the one named.
 pub(super) async fn fetch(
@@ -26,15 +34,27 @@ pub(super) async fn fetch(
             Status::invalid_argument(format!("spiffe_id is no SPIFFE ID: {error}"))
         })?),
     };
-    let entitled = entitled(agent, process).await?;
-    let is_wanted =
-        |workload: &&Workload| wanted.as_ref().is_none_or(|id| *id == workload.spiffe_id);
+    let caller = process.clone();
+    on_a_thread(agent, process, move |agent, entitled| {
+        issue(agent, &caller, entitled, &audience, wanted.as_ref())
+    })
+    .await
+}
+
+fn issue(
+    agent: &Agent,
+    process: &PinnedProcess,
+    entitled: &Entitled,
+    audience: &[String],
+    wanted: Option<&SpiffeId>,
+) -> Result<JwtsvidResponse, Status> {
+    let is_wanted = |workload: &&Workload| wanted.is_none_or(|id| *id == workload.spiffe_id);
     let now = SystemTime::now();
     let mut svids = Vec::new();
     for workload in entitled.workloads.iter().filter(is_wanted) {
         let token = agent
             .authority
-            .issue_jwt(&workload.spiffe_id, &audience, now)
+            .issue_jwt(&workload.spiffe_id, audience, workload.jwt_ttl, now)
             .map_err(|error| unavailable(&error))?;
         agent.metrics.jwt_svids_issued.inc();
         tracing::info!(
@@ -72,9 +92,11 @@ fn audiences(all: Vec<String>) -> Result<Vec<String>, Status> {
     Ok(all)
 }
 
-/// Verifies a token for somebody who does not want to do it himself.
-pub(super) fn validate(
-    agent: &Agent,
+/// Verifies a token for somebody who does not want to do it himself: one of the own trust domain,
+/// or of one that the caller federates with.
+pub(super) async fn validate(
+    agent: &Arc<Agent>,
+    process: &Arc<PinnedProcess>,
     request: &ValidateJwtsvidRequest,
 ) -> Result<ValidateJwtsvidResponse, Status> {
     if request.audience.is_empty() || request.svid.is_empty() {
@@ -82,7 +104,15 @@ pub(super) fn validate(
             "audience and svid must be specified",
         ));
     }
-    let bundles = [agent.authority.jwt_bundle()];
+    let federates_with = match agent.federation.peers() {
+        [] => BTreeSet::new(),
+        _ => {
+            let of_caller = |_: &Agent, entitled: &Entitled| Ok(entitled.federates_with());
+            let known = on_a_thread(agent, process, of_caller).await;
+            known.unwrap_or_default()
+        }
+    };
+    let bundles = agent.jwt_bundles(&federates_with);
     let now = SystemTime::now();
     let svid = JwtSvid::verify(&request.svid, &request.audience, &bundles, now)
         .map_err(|refused| Status::invalid_argument(refused.to_string()))?;

@@ -5,9 +5,8 @@
 //! before every rotation; one that lost it ends with `PermissionDenied`.
 
 use std::{
-    collections::HashMap,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use futures_util::stream::{self, BoxStream, StreamExt as _};
@@ -18,24 +17,24 @@ use postern_proto::workload_api::{
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::{OpenStream, entitled};
 use crate::{
-    agent::{Agent, Entitled},
-    authority::{Issued, StateError},
+    admission::{Admitted, on_a_thread},
+    agent::{Agent, Entitled, Trust, Warm},
+    authority::StateError,
     caller::PinnedProcess,
 };
 
-/// The stream of `FetchX509SVID`.
-pub(super) fn svids(
+/// A stream of one method.
+pub(crate) fn of<M: Message>(
     agent: Arc<Agent>,
     process: Arc<PinnedProcess>,
-    open: OpenStream,
-) -> BoxStream<'static, Result<X509svidResponse, Status>> {
-    let subscription = Subscription::new(agent, process, open);
+    open: Admitted,
+) -> BoxStream<'static, Result<M, Status>> {
+    let subscription = Subscription::<M>::new(agent, process, open);
     // An error is the last message.
     stream::unfold(Some(subscription), |subscription| async {
         let mut subscription = subscription?;
-        match subscription.next_svids().await {
+        match subscription.next().await {
             Ok(message) => Some((Ok(message), Some(subscription))),
             Err(status) => Some((Err(status), None)),
         }
@@ -43,71 +42,150 @@ pub(super) fn svids(
     .boxed()
 }
 
-/// The stream of `FetchX509Bundles`.
-pub(super) fn bundles(
-    agent: Arc<Agent>,
-    process: Arc<PinnedProcess>,
-    open: OpenStream,
-) -> BoxStream<'static, Result<X509BundlesResponse, Status>> {
-    let subscription = Subscription::new(agent, process, open);
-    stream::unfold(Some(subscription), |subscription| async {
-        let mut subscription = subscription?;
-        match subscription.next_bundles().await {
-            Ok(message) => Some((Ok(message), Some(subscription))),
-            Err(status) => Some((Err(status), None)),
-        }
-    })
-    .boxed()
+/// What the answers of a method are made of.
+pub(crate) trait Message: Sized + Send + 'static {
+    /// What the client has once it got the message.
+    type State: PartialEq + Send + Sync + 'static;
+
+    /// What it should have now.
+    fn state(agent: &Agent, entitled: &Entitled) -> Result<Self::State, Status>;
+
+    /// When a part of it is to be renewed.
+    fn renew_at(_: &Self::State) -> Option<Instant> {
+        None
+    }
+
+    /// The message that brings the client there.
+    fn of(agent: &Agent, state: &Self::State) -> Self;
 }
 
-/// The stream of `FetchJWTBundles`.
-pub(super) fn jwt_bundles(
-    agent: Arc<Agent>,
-    process: Arc<PinnedProcess>,
-    open: OpenStream,
-) -> BoxStream<'static, Result<JwtBundlesResponse, Status>> {
-    let subscription = Subscription::new(agent, process, open);
-    stream::unfold(Some(subscription), |subscription| async {
-        let mut subscription = subscription?;
-        match subscription.next_jwt_bundles().await {
-            Ok(message) => Some((Ok(message), Some(subscription))),
-            Err(status) => Some((Err(status), None)),
+/// Everything that a workload holds.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) svids: Vec<HeldSvid>,
+    pub(crate) trust: Arc<Trust>,
+}
+
+/// One of its identities.
+#[derive(Debug)]
+pub(crate) struct HeldSvid {
+    workload: WorkloadName,
+    hint: Option<String>,
+    pub(crate) warm: Arc<Warm>,
+}
+
+impl Held {
+    /// What a caller should hold now: the SVIDs that its pod has, or new ones. Blocking.
+    pub(crate) fn now(agent: &Agent, entitled: &Entitled) -> Result<Self, StateError> {
+        let now = SystemTime::now();
+        let svids = entitled.workloads.iter().map(|workload| {
+            Ok(HeldSvid {
+                workload: workload.name.clone(),
+                hint: workload.hint.clone(),
+                warm: agent.svid(workload, entitled.pod, now)?,
+            })
+        });
+        Ok(Self {
+            svids: svids.collect::<Result<_, StateError>>()?,
+            trust: agent.trust(&entitled.federates_with())?,
+        })
+    }
+
+    /// When the first of the SVIDs is to be renewed.
+    pub(crate) fn renew_at(&self) -> Option<Instant> {
+        self.svids.iter().map(|svid| svid.warm.renew_at()).min()
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        let is_same = |(one, other): (&HeldSvid, &HeldSvid)| {
+            one.workload == other.workload
+                && one.hint == other.hint
+                && Arc::ptr_eq(&one.warm, &other.warm)
+        };
+        self.svids.len() == other.svids.len()
+            && self.svids.iter().zip(&other.svids).all(is_same)
+            && self.trust == other.trust
+    }
+}
+
+impl Message for X509svidResponse {
+    type State = Held;
+
+    fn state(agent: &Agent, entitled: &Entitled) -> Result<Held, Status> {
+        Held::now(agent, entitled).map_err(|error| unavailable(&error))
+    }
+
+    fn renew_at(held: &Held) -> Option<Instant> {
+        held.renew_at()
+    }
+
+    fn of(_: &Agent, held: &Held) -> Self {
+        let svids = held.svids.iter().map(|svid| X509svid {
+            spiffe_id: svid.warm.spiffe_id().to_owned(),
+            x509_svid: svid.warm.issued().chain.clone(),
+            x509_svid_key: svid.warm.issued().key.to_vec(),
+            bundle: held.trust.bundle.clone(),
+            hint: svid.hint.clone().unwrap_or_default(),
+        });
+        Self {
+            svids: svids.collect(),
+            crl: held.trust.lists.clone(),
+            federated_bundles: held.trust.federated.iter().cloned().collect(),
         }
-    })
-    .boxed()
+    }
+}
+
+impl Message for X509BundlesResponse {
+    type State = Arc<Trust>;
+
+    fn state(agent: &Agent, entitled: &Entitled) -> Result<Arc<Trust>, Status> {
+        agent
+            .trust(&entitled.federates_with())
+            .map_err(|error| unavailable(&error))
+    }
+
+    fn of(agent: &Agent, trust: &Arc<Trust>) -> Self {
+        let own = agent.authority.trust_domain().id_string();
+        let own = std::iter::once((own, trust.bundle.clone()));
+        Self {
+            crl: trust.lists.clone(),
+            bundles: own.chain(trust.federated.iter().cloned()).collect(),
+        }
+    }
+}
+
+impl Message for JwtBundlesResponse {
+    type State = Vec<(String, Vec<u8>)>;
+
+    fn state(agent: &Agent, entitled: &Entitled) -> Result<Self::State, Status> {
+        let bundles = agent.jwt_bundles(&entitled.federates_with());
+        let bundles = bundles.iter().map(|bundle| {
+            let name = bundle.trust_domain().id_string();
+            (name, bundle.to_json().into_bytes())
+        });
+        Ok(bundles.collect())
+    }
+
+    fn of(_: &Agent, bundles: &Self::State) -> Self {
+        Self {
+            bundles: bundles.iter().cloned().collect(),
+        }
+    }
 }
 
 /// One stream: whose it is, and what it was sent last.
-struct Subscription {
+struct Subscription<M: Message> {
     agent: Arc<Agent>,
     process: Arc<PinnedProcess>,
     changes: watch::Receiver<u64>,
-    sent: Option<Sent>,
-    _open: OpenStream,
+    sent: Option<M::State>,
+    _open: Admitted,
 }
 
-/// What the client has.
-#[derive(Default)]
-struct Sent {
-    svids: Vec<Svid>,
-    bundle: Vec<u8>,
-    lists: Vec<Vec<u8>>,
-    /// When the first of the SVIDs is to be renewed.
-    renew_at: Option<Instant>,
-}
-
-/// An SVID that a client has, and for which Workload.
-struct Svid {
-    workload: WorkloadName,
-    hint: String,
-    spiffe_id: String,
-    dns_names: Vec<String>,
-    issued: Issued,
-}
-
-impl Subscription {
-    fn new(agent: Arc<Agent>, process: Arc<PinnedProcess>, open: OpenStream) -> Self {
-        agent.metrics.streams.inc();
+impl<M: Message> Subscription<M> {
+    fn new(agent: Arc<Agent>, process: Arc<PinnedProcess>, open: Admitted) -> Self {
         Self {
             changes: agent.changes(),
             agent,
@@ -118,83 +196,16 @@ impl Subscription {
     }
 
     /// Waits for something to say, and says it.
-    async fn next_svids(&mut self) -> Result<X509svidResponse, Status> {
+    async fn next(&mut self) -> Result<M, Status> {
         loop {
             self.wait().await;
-            let entitled = entitled(&self.agent, &self.process).await?;
-            let before = self.sent.take().unwrap_or_default();
-            let is_first = before.svids.is_empty();
-            let is_due = before.renew_at.is_some_and(|at| at <= Instant::now());
-            let authority = &self.agent.authority;
-            let is_good = |svid: &Svid| authority.stands_by(&svid.issued.issuer);
-            let is_same = !is_first
-                && !is_due
-                && before.svids.iter().all(is_good)
-                && is_what_they_are(&before.svids, &entitled);
-            let (bundle, lists) = self.trust()?;
-            if is_same && bundle == before.bundle && lists == before.lists {
-                self.sent = Some(before);
+            self.changes.mark_unchanged();
+            let state = on_a_thread(&self.agent, &self.process, M::state).await?;
+            if self.sent.as_ref() == Some(&state) {
                 continue;
             }
-            let (svids, renew_at) = match is_same {
-                true => (before.svids, before.renew_at),
-                false => self.issue(&entitled)?,
-            };
-            let message = response(&svids, &bundle, &lists);
-            self.sent = Some(Sent {
-                svids,
-                bundle,
-                lists,
-                renew_at,
-            });
-            return Ok(message);
-        }
-    }
-
-    async fn next_bundles(&mut self) -> Result<X509BundlesResponse, Status> {
-        loop {
-            self.wait().await;
-            entitled(&self.agent, &self.process).await?;
-            let (bundle, lists) = self.trust()?;
-            let is_same = self
-                .sent
-                .as_ref()
-                .is_some_and(|sent| sent.bundle == bundle && sent.lists == lists);
-            if is_same {
-                continue;
-            }
-            let message = X509BundlesResponse {
-                crl: lists.clone(),
-                bundles: HashMap::from([(
-                    self.agent.authority.trust_domain().id_string(),
-                    bundle.clone(),
-                )]),
-            };
-            self.sent = Some(Sent {
-                bundle,
-                lists,
-                ..Sent::default()
-            });
-            return Ok(message);
-        }
-    }
-
-    async fn next_jwt_bundles(&mut self) -> Result<JwtBundlesResponse, Status> {
-        loop {
-            self.wait().await;
-            entitled(&self.agent, &self.process).await?;
-            let bundle = self.agent.authority.jwt_bundle().to_json().into_bytes();
-            if self.sent.as_ref().is_some_and(|sent| sent.bundle == bundle) {
-                continue;
-            }
-            let name = self.agent.authority.trust_domain().id_string();
-            let message = JwtBundlesResponse {
-                bundles: HashMap::from([(name, bundle.clone())]),
-            };
-            self.sent = Some(Sent {
-                bundle,
-                ..Sent::default()
-            });
+            let message = M::of(&self.agent, &state);
+            self.sent = Some(state);
             return Ok(message);
         }
     }
@@ -202,120 +213,35 @@ impl Subscription {
     /// Waits until there is a reason to look again. The first time there is.
     async fn wait(&mut self) {
         let Some(sent) = &self.sent else { return };
-        let timer = self.agent.reattest;
-        let until_renewal = sent.renew_at.map_or(timer, |at| {
-            at.saturating_duration_since(Instant::now()).min(timer)
-        });
-        tokio::select! {
-            _ = self.changes.changed() => {}
-            () = tokio::time::sleep(until_renewal) => {}
-            _ = self.process.clone().ended() => {}
-        }
-    }
-
-    fn trust(&self) -> Result<(Vec<u8>, Vec<Vec<u8>>), Status> {
-        let lists = self
-            .agent
-            .revocation_lists()
-            .map_err(|error| unavailable(&error))?;
-        Ok((self.agent.authority.bundle(), lists))
-    }
-
-    fn issue(&self, entitled: &Entitled) -> Result<(Vec<Svid>, Option<Instant>), Status> {
-        let now = SystemTime::now();
-        let mut svids = Vec::new();
-        let mut renew_in: Option<Duration> = None;
-        for workload in &entitled.workloads {
-            let issued = self
-                .agent
-                .issue(workload, entitled.pod, now)
-                .map_err(|error| unavailable(&error))?;
-            let life = issued.not_after.duration_since(now).unwrap_or_default();
-            let due = half_with_jitter(life, issued.serial.last().copied().unwrap_or_default());
-            renew_in = Some(renew_in.map_or(due, |before| before.min(due)));
-            tracing::info!(
-                pid = self.process.pid(),
-                uid = self.process.uid(),
-                workload = %workload.name,
-                spiffe_id = %workload.spiffe_id,
-                serial = issued.serial.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
-                "an identity was issued"
-            );
-            svids.push(Svid {
-                workload: workload.name.clone(),
-                hint: workload.hint.clone().unwrap_or_default(),
-                spiffe_id: workload.spiffe_id.to_string(),
-                dns_names: workload.dns_names.clone(),
-                issued,
-            });
-        }
-        Ok((svids, renew_in.map(|due| Instant::now() + due)))
+        wait(
+            &self.agent,
+            &self.process,
+            &mut self.changes,
+            M::renew_at(sent),
+        )
+        .await;
     }
 }
 
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.agent.metrics.streams.dec();
+/// Waits until somebody's right, or what he holds, is to be looked at again.
+pub(crate) async fn wait(
+    agent: &Agent,
+    process: &Arc<PinnedProcess>,
+    changes: &mut watch::Receiver<u64>,
+    renew_at: Option<Instant>,
+) {
+    let timer = agent.reattest;
+    let until_renewal = renew_at.map_or(timer, |at| {
+        at.saturating_duration_since(Instant::now()).min(timer)
+    });
+    tokio::select! {
+        _ = changes.changed() => {}
+        () = tokio::time::sleep(until_renewal) => {}
+        _ = process.clone().ended() => {}
     }
 }
 
-/// Are the SVIDs a client has those that it is entitled to?
-fn is_what_they_are(svids: &[Svid], entitled: &Entitled) -> bool {
-    svids.len() == entitled.workloads.len()
-        && svids
-            .iter()
-            .zip(&entitled.workloads)
-            .all(|(svid, workload)| {
-                svid.workload == workload.name
-                    && svid.spiffe_id == workload.spiffe_id.as_str()
-                    && svid.dns_names == workload.dns_names
-                    && svid.hint == workload.hint.as_deref().unwrap_or_default()
-            })
-}
-
-fn response(svids: &[Svid], bundle: &[u8], lists: &[Vec<u8>]) -> X509svidResponse {
-    X509svidResponse {
-        svids: svids
-            .iter()
-            .map(|svid| X509svid {
-                spiffe_id: svid.spiffe_id.clone(),
-                x509_svid: svid.issued.chain.clone(),
-                x509_svid_key: svid.issued.key.to_vec(),
-                bundle: bundle.to_vec(),
-                hint: svid.hint.clone(),
-            })
-            .collect(),
-        crl: lists.to_vec(),
-        federated_bundles: HashMap::new(),
-    }
-}
-
-/// Half of a lifetime, a tenth more or less, so that what was issued together is not renewed
-/// together. `random` is any byte that nobody can foresee.
-fn half_with_jitter(life: Duration, random: u8) -> Duration {
-    let half = life / 2;
-    half - half / 10 + half / 5 * u32::from(random) / 255
-}
-
-pub(super) fn unavailable(error: &StateError) -> Status {
+pub(crate) fn unavailable(error: &StateError) -> Status {
     tracing::error!(%error, "cannot issue");
     Status::unavailable("cannot issue now")
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::half_with_jitter;
-
-    #[test]
-    fn renewal_is_due_around_half_of_the_life() {
-        let life = Duration::from_secs(3600);
-        for random in [0, 1, 127, 128, 254, 255] {
-            let due = half_with_jitter(life, random).as_secs();
-            assert!((1620..=1980).contains(&due), "{random}: {due}");
-        }
-        assert!(half_with_jitter(life, 0) < half_with_jitter(life, 255));
-        assert_eq!(half_with_jitter(Duration::ZERO, 255), Duration::ZERO);
-    }
 }

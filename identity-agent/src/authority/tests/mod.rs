@@ -214,8 +214,8 @@ fn damaged_state_is_refused_and_left_as_it_is() {
         String::new(),
         half,
         "not json".into(),
-        good.replace("\"version\": 2", "\"version\": 3"),
-        good.replace("\"version\": 2", "\"version\": 0"),
+        good.replace("\"version\": 3", "\"version\": 4"),
+        good.replace("\"version\": 3", "\"version\": 0"),
         good.replace(&key(&good), &key(&foreign)),
         good.replace(&key(&good), "AAAA"),
     ] {
@@ -242,7 +242,11 @@ fn tokens_verify_until_they_end_and_their_keys_rotate_in_two_steps() {
     let (folder, start) = (TempDir::new().unwrap(), SystemTime::now());
     let authority = open(&folder, start).unwrap();
     let id = SpiffeId::parse("spiffe://example.org/app").unwrap();
-    let issue = |now| authority.issue_jwt(&id, &["api".into()], now).unwrap();
+    let issue = |now| {
+        authority
+            .issue_jwt(&id, &["api".into()], None, now)
+            .unwrap()
+    };
     let verify = |token: &str, now| {
         let bundles = [authority.jwt_bundle()];
         JwtSvid::verify(token, "api", &bundles, now).map(|svid| svid.id().clone())
@@ -268,7 +272,7 @@ fn tokens_verify_until_they_end_and_their_keys_rotate_in_two_steps() {
     let end = start + 24 * HOUR - Duration::from_secs(60);
     drop(authority.rotate(end));
     let again = open(&TempDir::new().unwrap(), start).unwrap();
-    let last = again.issue_jwt(&id, &["api".into()], end).unwrap();
+    let last = again.issue_jwt(&id, &["api".into()], None, end).unwrap();
     let bundles = [again.jwt_bundle()];
     let over = start + 24 * HOUR + Duration::from_secs(11);
     let refused = JwtSvid::verify(&last, "api", &bundles, over);

@@ -1,5 +1,8 @@
 //! `agent.yaml`: what was written, and what it means.
 
+mod attestors;
+mod federation;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -13,7 +16,13 @@ use postern_policies::{
 };
 use postern_spiffe::TrustDomain;
 
-use crate::authority::Lifetimes;
+pub use attestors::{Attestors, Kubelet};
+
+use crate::{
+    authority::{Lifetimes, Upstream},
+    federation::Peer,
+    publish::Publication,
+};
 
 /// Everything that an agent needs to know. All paths are absolute or relative to the caller.
 #[derive(Debug, Clone)]
@@ -30,6 +39,8 @@ pub struct Config {
     pub health: SocketAddr,
     /// The folder of Workload documents.
     pub workloads: PathBuf,
+    /// What proxies are told of policies.
+    pub policies: Option<ToldPolicies>,
     /// Which attestors there are.
     pub attestors: Attestors,
     /// A root's lifetime.
@@ -40,19 +51,21 @@ pub struct Config {
     pub jwt_ttl: Duration,
     /// How often callers and pods are looked at again.
     pub reattest: Duration,
+    /// The trust domains whose bundles Workloads may have beside their own.
+    pub federation: Vec<Peer>,
+    /// What is published for others.
+    pub publication: Option<Publication>,
+    /// An authority above ours.
+    pub upstream: Option<Upstream>,
 }
 
-/// The attestors that are switched on.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Attestors {
-    /// `unix:` selectors.
-    pub unix: bool,
-    /// `posture:` selectors.
-    pub posture: bool,
-    /// `cgroup:` selectors.
-    pub cgroup: bool,
-    /// `docker:` selectors, and the engine's socket.
-    pub docker: Option<PathBuf>,
+/// The policies that proxies are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToldPolicies {
+    /// The folder of policy documents.
+    pub directory: PathBuf,
+    /// The namespace of documents that name none.
+    pub namespace: String,
 }
 
 impl Config {
@@ -90,17 +103,25 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
         Some(section) => path(&section, "directory", "workloads", folder, problems),
         None => Some(folder.join("workloads")),
     };
-    let attestors = attestors(&all, problems);
-    let lifetimes = lifetimes(&all, problems)?;
+    let attestors = attestors::read(&all, folder, problems);
+    let (lifetimes, upstream) = lifetimes(&all, folder, problems)?;
     let reattest = match section(&all, "reattest", &["every"], problems) {
         Some(section) => duration(&section, "every", Duration::from_secs(5), problems),
         None => Some(Duration::from_secs(5)),
     };
-    for name in ["policies", "federation"] {
-        if let Some(node) = all.get(name) {
-            problems.error(node.at, format!("`{name}` is not supported yet"));
+    let policies = match section(&all, "policies", &["directory", "namespace"], problems) {
+        Some(section) => {
+            section.required("directory", "policies", problems);
+            let namespace = section.text("namespace", problems).unwrap_or("default");
+            Some(ToldPolicies {
+                directory: path(&section, "directory", "policies", folder, problems)?,
+                namespace: namespace.to_owned(),
+            })
         }
-    }
+        None => None,
+    };
+    let federation = federation::read(&all, trust_domain.as_ref(), folder, problems);
+    let publication = federation::publication(&all, trust_domain.as_ref(), folder, problems);
     let (workload_api, admin) = (workload_api?, admin?);
     // Whoever may list Workloads is not whoever may ask for an identity.
     if workload_api.parent() == admin.parent() {
@@ -117,62 +138,30 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
         admin,
         health: health?,
         workloads: workloads?,
+        policies,
         attestors: attestors?,
         ca_ttl: lifetimes.root,
         svid_ttl: lifetimes.svid,
         jwt_ttl: lifetimes.jwt,
         reattest: reattest?,
+        federation: federation?,
+        publication: publication?,
+        upstream,
     })
 }
 
-fn attestors(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Attestors> {
-    let Some(node) = all.get("attestors") else {
-        return Some(Attestors {
-            unix: true,
-            posture: true,
-            ..Attestors::default()
-        });
-    };
-    let known = ["unix", "posture", "cgroup", "docker", "k8s", "systemd"];
-    let section = Fields::of(node, "attestors", &known, problems)?;
-    for name in ["k8s", "systemd"] {
-        if let Some(node) = section.get(name) {
-            problems.error(node.at, format!("attestor `{name}` is not supported yet"));
-        }
-    }
-    for name in ["unix", "posture", "cgroup"] {
-        if let Some(node) = section.get(name) {
-            Fields::of(node, name, &[], problems)?;
-        }
-    }
-    let docker = match section.get("docker") {
-        Some(_) => Some(socket(&section, "docker", DOCKER_SOCKET, problems)?),
-        None => None,
-    };
-    let attestors = Attestors {
-        unix: section.get("unix").is_some(),
-        posture: section.get("posture").is_some(),
-        cgroup: section.get("cgroup").is_some(),
-        docker,
-    };
-    if attestors == Attestors::default() {
-        problems.error_with(
-            node.at,
-            "there is no attestor",
-            "`attestors: {unix: {}, posture: {}}`",
-        );
-    }
-    Some(attestors)
-}
-
-fn lifetimes(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Lifetimes> {
+fn lifetimes(
+    all: &Fields<'_>,
+    folder: &Path,
+    problems: &mut Problems<'_>,
+) -> Option<(Lifetimes, Option<Upstream>)> {
     let mut lifetimes = Lifetimes {
         root: Duration::from_secs(24 * 3600),
         svid: Duration::from_secs(3600),
         jwt: Duration::from_secs(5 * 60),
     };
-    let Some(section) = section(all, "authority", &["caTTL", "svidTTL", "jwtTTL"], problems) else {
-        return Some(lifetimes);
+    let Some(section) = section(all, "authority", &AUTHORITY, problems) else {
+        return Some((lifetimes, None));
     };
     lifetimes.root = duration(&section, "caTTL", lifetimes.root, problems)?;
     lifetimes.svid = duration(&section, "svidTTL", lifetimes.svid, problems)?;
@@ -188,7 +177,33 @@ fn lifetimes(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Lifetimes>
             );
         }
     }
-    Some(lifetimes)
+    Some((lifetimes, upstream(&section, folder, problems)?))
+}
+
+/// `upstream: {certificate, key, bundle}`.
+fn upstream(
+    authority: &Fields<'_>,
+    folder: &Path,
+    problems: &mut Problems<'_>,
+) -> Option<Option<Upstream>> {
+    let known = ["certificate", "key", "bundle"];
+    let Some(section) = section(authority, "upstream", &known, problems) else {
+        return Some(None);
+    };
+    let file = |name: &str, problems: &mut Problems<'_>| {
+        let node = section.required(name, "authority.upstream", problems)?;
+        Some(folder.join(fields::filled(node, name, problems)?))
+    };
+    let (certificate, key) = (file("certificate", problems), file("key", problems));
+    let bundle = match section.get("bundle") {
+        Some(_) => Some(file("bundle", problems)?),
+        None => None,
+    };
+    Some(Some(Upstream {
+        certificate: certificate?,
+        key: key?,
+        bundle,
+    }))
 }
 
 /// The fields of a part of the file, if it is there.
@@ -268,7 +283,7 @@ const KEYS: [&str; 11] = [
     "federation",
 ];
 
-const DOCKER_SOCKET: &str = "/var/run/docker.sock";
+const AUTHORITY: [&str; 4] = ["caTTL", "svidTTL", "jwtTTL", "upstream"];
 
 const DEFAULT_HEALTH: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15021);
@@ -322,8 +337,24 @@ mod tests {
         refused("{}", &["needs `trustDomain`"]);
         refused("", &["the file is empty"]);
         refused(
-            "trustDomain: a\nattestors: {k8s: {}}",
-            &["attestor `k8s` is not supported yet"],
+            "trustDomain: a\nattestors: {k8s: {kubelet: 'http://127.0.0.1:10250'}}",
+            &["is no address of a kubelet"],
+        );
+        refused(
+            "trustDomain: a\nattestors: {k8s: {kubelet: 'https://10.0.0.1:10250', verify: false}}",
+            &["for a kubelet at an address of this machine alone"],
+        );
+        refused(
+            "trustDomain: a\nattestors: {k8s: {kubelet: 'https://127.0.0.1.evil:10250', verify: false}}",
+            &["for a kubelet at an address of this machine alone"],
+        );
+        refused(
+            "trustDomain: a\nattestors: {k8s: {key: k}}",
+            &["come together"],
+        );
+        refused(
+            "trustDomain: a\nattestors: {systemd: {bus: /run/dbus/system_bus_socket}}",
+            &["is no address of a bus"],
         );
         refused(
             "trustDomain: a\nattestors: {docker: {socket: docker.sock}}",
@@ -334,9 +365,46 @@ mod tests {
             &["six times `authority.jwtTTL`"],
         );
         refused("trustDomain: a\nattestors: {}", &["there is no attestor"]);
+        for (peer, said) in [
+            ("{name: b}", "needs `bundleFile` or `url`"),
+            ("{name: a, bundleFile: f}", "is the own trust domain"),
+            ("{name: B, bundleFile: f}", "`name`"),
+            (
+                "{name: b, url: 'http://b/', profile: https_web}",
+                "is no https URL",
+            ),
+            (
+                "{name: b, url: 'https://u@b/', profile: https_web}",
+                "is no https URL",
+            ),
+            ("{name: b, url: 'https://b/'}", "needs `profile`"),
+            (
+                "{name: b, url: 'https://b/', profile: web}",
+                "is no profile",
+            ),
+            (
+                "{name: b, url: 'https://b/', profile: https_spiffe}",
+                "needs `endpointSPIFFEID`",
+            ),
+            (
+                "{name: b, url: 'https://b/', profile: https_spiffe, endpointSPIFFEID: 'spiffe://c/x', bundleFile: f}",
+                "is no workload of `b`",
+            ),
+            (
+                "{name: b, url: 'https://b/', profile: https_spiffe, endpointSPIFFEID: 'spiffe://b/x'}",
+                "needs `bundleFile`",
+            ),
+            (
+                "{name: b, bundleFile: f, profile: https_web}",
+                "says nothing without `url`",
+            ),
+        ] {
+            let text = format!("trustDomain: a\nfederation: {{trustDomains: [{peer}]}}");
+            refused(&text, &[said]);
+        }
         refused(
-            "trustDomain: a\npolicies: {directory: x}",
-            &["`policies` is not supported yet"],
+            "trustDomain: a\npolicies: {}",
+            &["policies needs `directory`"],
         );
         refused(
             "trustDomain: a\nauthority: {caTTL: 2h, svidTTL: 1h}",

@@ -1,0 +1,130 @@
+//! The checks before every method on the socket: the header, who calls, and how often.
+
+mod calls;
+mod streams;
+
+use std::{sync::Arc, time::Instant};
+
+use postern_proto::SECURITY_HEADER;
+use tonic::{Request, Status};
+
+use self::{
+    calls::Calls,
+    streams::{OpenStream, Streams},
+};
+use crate::{
+    agent::{Agent, Entitled},
+    caller::{Caller, PinError, PinnedProcess},
+    telemetry::ReasonLabel,
+};
+
+pub(crate) use streams::OpenStream as Admitted;
+
+/// Lets callers in, or not.
+#[derive(Debug)]
+pub struct Admission {
+    /// What decides about those who are in.
+    pub(crate) agent: Arc<Agent>,
+    streams: Arc<Streams>,
+    calls: Calls,
+}
+
+impl Admission {
+    /// Of this agent.
+    pub fn new(agent: Arc<Agent>) -> Self {
+        Self {
+            agent,
+            streams: Arc::default(),
+            calls: Calls::default(),
+        }
+    }
+
+    fn refuse<T>(&self, reason: &'static str, status: Status) -> Result<T, Status> {
+        let label = ReasonLabel { reason };
+        self.agent.metrics.refused.get_or_create(&label).inc();
+        Err(status)
+    }
+
+    /// The process that calls, and that still lives.
+    pub(crate) fn caller<T>(&self, request: &Request<T>) -> Result<Arc<PinnedProcess>, Status> {
+        let Some(Caller(caller)) = request.extensions().get::<Caller>() else {
+            return self.refuse("caller", Status::internal("the caller is not known"));
+        };
+        let text = match &**caller {
+            Ok(process) if process.is_alive() => return Ok(process.clone()),
+            Ok(_) => PinError::Gone.to_string(),
+            Err(error) => error.to_string(),
+        };
+        self.refuse("caller", Status::permission_denied(text))
+    }
+
+    /// The same, of a request that carries the header.
+    pub(crate) fn with_header<T>(
+        &self,
+        request: &Request<T>,
+    ) -> Result<Arc<PinnedProcess>, Status> {
+        if let Err(status) = has_header(request) {
+            return self.refuse("security_header", status);
+        }
+        self.caller(request)
+    }
+
+    /// May this process call once more a method that answers once?
+    pub(crate) fn call(&self, process: &PinnedProcess) -> Result<(), Status> {
+        if self.calls.take(process.pid(), Instant::now()) {
+            return Ok(());
+        }
+        let text = "too many calls; keep a token while it lasts";
+        self.refuse("too_many_calls", Status::resource_exhausted(text))
+    }
+
+    /// May this process open one more stream?
+    pub(crate) fn stream(&self, process: &PinnedProcess) -> Result<OpenStream, Status> {
+        let open = self
+            .streams
+            .clone()
+            .open(process.pid(), &self.agent.metrics.streams);
+        open.map_or_else(
+            || {
+                let text = "too many streams are open; close some";
+                self.refuse("too_many_streams", Status::resource_exhausted(text))
+            },
+            Ok,
+        )
+    }
+}
+
+/// Does a request carry the header that keeps web pages out, once and with this value?
+/// Spec: SPIFFE Workload Endpoint section 6.1.
+///
+/// # Errors
+/// `InvalidArgument`, which clients do not try again.
+pub fn has_header<T>(request: &Request<T>) -> Result<(), Status> {
+    let mut headers = request.metadata().get_all(SECURITY_HEADER).iter();
+    match (headers.next(), headers.next()) {
+        (Some(value), None) if value == "true" => Ok(()),
+        _ => Err(Status::invalid_argument(
+            "security header missing from request",
+        )),
+    }
+}
+
+/// Finds out what the process is entitled to and does something with that, on a thread for it. A
+/// refused process learns no more than that it is.
+pub(crate) async fn on_a_thread<T: Send + 'static>(
+    agent: &Arc<Agent>,
+    process: &Arc<PinnedProcess>,
+    work: impl FnOnce(&Agent, &Entitled) -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    let (agent, process) = (agent.clone(), process.clone());
+    tokio::task::spawn_blocking(move || {
+        let entitled = agent
+            .entitled(&process)
+            .inspect_err(|refusal| agent.log_refusal(&process, refusal))
+            // Clients know this text.
+            .map_err(|_| Status::permission_denied("no identity issued"))?;
+        work(&agent, &entitled)
+    })
+    .await
+    .map_err(|_| Status::internal("attestation failed"))?
+}

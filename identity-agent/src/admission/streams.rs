@@ -1,0 +1,58 @@
+//! How many streams are open, in all and for each process.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use dashmap::DashMap;
+use prometheus_client::metrics::gauge::Gauge;
+
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    all: AtomicUsize,
+    by_process: DashMap<i32, usize>,
+}
+
+impl Streams {
+    pub(super) fn open(self: Arc<Self>, pid: i32, gauge: &Gauge) -> Option<OpenStream> {
+        {
+            let mut own = self.by_process.entry(pid).or_default();
+            if *own >= MAX_STREAMS_OF_PROCESS || self.all.load(Ordering::Relaxed) >= MAX_STREAMS {
+                return None;
+            }
+            *own += 1;
+        }
+        self.all.fetch_add(1, Ordering::Relaxed);
+        gauge.inc();
+        Some(OpenStream {
+            streams: self,
+            gauge: gauge.clone(),
+            pid,
+        })
+    }
+}
+
+/// One open stream; counted off when it is dropped, however it ended.
+#[derive(Debug)]
+pub(crate) struct OpenStream {
+    streams: Arc<Streams>,
+    gauge: Gauge,
+    pid: i32,
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.gauge.dec();
+        self.streams.all.fetch_sub(1, Ordering::Relaxed);
+        if let dashmap::Entry::Occupied(mut own) = self.streams.by_process.entry(self.pid) {
+            *own.get_mut() -= 1;
+            if *own.get() == 0 {
+                own.remove();
+            }
+        }
+    }
+}
+
+const MAX_STREAMS: usize = 10_000;
+const MAX_STREAMS_OF_PROCESS: usize = 256;

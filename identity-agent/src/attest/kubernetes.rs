@@ -1,0 +1,267 @@
+//! The `k8s` attestor: what the kubelet of this node says of the pod that a process is in, in SPIRE's
+//! spelling.
+//!
+//! The pod and the container are found by the groups that a kubelet makes, and both must be the
+//! kubelet's: a container's ID under another pod's group is nobody's.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use postern_https::{Client, Identity, Trust};
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use super::{
+    AttestFailed, Attestor, Subject,
+    cgroup::{Groups, PodContainer},
+    read_text, wait_for,
+};
+use crate::{caller::ProcFolder, config::Kubelet};
+
+/// States `k8s:` selectors.
+#[derive(Debug)]
+pub struct Kubernetes {
+    kubelet: Kubelet,
+    /// What the kubelet said last; one asks, the others wait for his answer.
+    said: Mutex<Option<Said>>,
+}
+
+#[derive(Debug)]
+struct Said {
+    pods: Result<Pods, AttestFailed>,
+    at: Instant,
+}
+
+/// By UID.
+type Pods = Arc<BTreeMap<String, Pod>>;
+
+/// What the kubelet tells. Spec: Kubernetes API, core/v1 Pod; only what is stated is read.
+#[derive(Debug, Default, Deserialize)]
+struct PodList {
+    #[serde(default)]
+    items: Vec<Pod>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Pod {
+    metadata: Metadata,
+    spec: Spec,
+    status: Status,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Metadata {
+    name: String,
+    namespace: String,
+    uid: String,
+    labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
+    owner_references: Vec<Owner>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Owner {
+    kind: String,
+    name: String,
+    uid: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Spec {
+    service_account_name: String,
+    node_name: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Status {
+    container_statuses: Vec<Container>,
+    init_container_statuses: Vec<Container>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Container {
+    name: String,
+    image: String,
+    #[serde(rename = "imageID")]
+    image_id: String,
+    /// `runtime://ID`.
+    #[serde(rename = "containerID")]
+    container_id: String,
+}
+
+impl Container {
+    fn is(&self, id: &str) -> bool {
+        let (_, own) = self.container_id.split_once("://").unwrap_or_default();
+        own == id
+    }
+
+    fn images(&self) -> impl Iterator<Item = &str> {
+        let all = [self.image.as_str(), self.image_id.as_str()];
+        all.into_iter().filter(|image| !image.is_empty())
+    }
+}
+
+impl Kubernetes {
+    /// Asks this kubelet.
+    pub fn new(kubelet: Kubelet) -> Self {
+        Self {
+            kubelet,
+            said: Mutex::default(),
+        }
+    }
+
+    /// The pods of this node, with the one that is looked for if the kubelet knows it. It is asked
+    /// for that one again and again, but not more often than twice a second in all.
+    fn pods(&self, uid: &str) -> Result<Pods, AttestFailed> {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(said) = &*said {
+            let age = said.at.elapsed();
+            let is_there = said.pods.as_ref().is_ok_and(|pods| pods.contains_key(uid));
+            if age < ASKED_AGAIN_AFTER || (is_there && age < MAX_AGE) {
+                return said.pods.clone();
+            }
+        }
+        // No answer is remembered too: those who wait for this one do not each wait for their own.
+        let pods = self.ask().map(Arc::new);
+        *said = Some(Said {
+            pods: pods.clone(),
+            at: Instant::now(),
+        });
+        pods
+    }
+
+    fn ask(&self) -> Result<BTreeMap<String, Pod>, AttestFailed> {
+        let url = format!("{}/pods", self.kubelet.url);
+        let failed =
+            |error: &dyn std::fmt::Display| AttestFailed::new(format!("the kubelet: {error:#}"));
+        let token = match &self.kubelet.token {
+            Some(path) => Some(read_text(path).map_err(|error| {
+                failed(&format!(
+                    "its token `{}` cannot be read: {error}",
+                    path.display()
+                ))
+            })?),
+            None => None,
+        };
+        let trust = match &self.kubelet.authorities {
+            Some(file) => Trust::File(file.clone()),
+            None => Trust::Anybody,
+        };
+        let identity = self.kubelet.identity.as_ref();
+        let identity = identity.map(|(certificate, key)| Identity {
+            certificate: certificate.clone(),
+            key: key.clone(),
+        });
+        // Read anew each time: the cluster replaces them.
+        let client = Client::new(&trust, identity.as_ref()).map_err(|error| failed(&error))?;
+        let client = client.up_to(MAX_ANSWER_BYTES);
+        let answer = wait_for(async {
+            let answer = client.get(&url, token.as_deref().map(str::trim));
+            match timeout(PATIENCE, answer).await {
+                Ok(answer) => answer.map_err(|error| failed(&error)),
+                Err(_) => Err(AttestFailed::new("the kubelet does not answer in time")),
+            }
+        })?;
+        let list: PodList = serde_json::from_slice(&answer).map_err(|error| failed(&error))?;
+        let by_uid = list
+            .items
+            .into_iter()
+            .map(|pod| (pod.uid().to_owned(), pod));
+        Ok(by_uid.collect())
+    }
+}
+
+impl Pod {
+    /// The UID by which the kubelet names its groups: of a pod from a file it is another than in
+    /// the cluster.
+    fn uid(&self) -> &str {
+        let of_file = self.metadata.annotations.get("kubernetes.io/config.hash");
+        of_file.unwrap_or(&self.metadata.uid)
+    }
+
+    fn state(&self, container: &Container, add: &mut dyn FnMut(&str)) {
+        let mut say = |name: &str, value: &str| add(&format!("{name}:{value}"));
+        say("ns", &self.metadata.namespace);
+        say("sa", &self.spec.service_account_name);
+        say("pod-name", &self.metadata.name);
+        say("pod-uid", &self.metadata.uid);
+        say("node-name", &self.spec.node_name);
+        say("container-name", &container.name);
+        for image in container.images() {
+            say("container-image", image);
+        }
+        for (name, value) in &self.metadata.labels {
+            say("pod-label", &format!("{name}:{value}"));
+        }
+        for owner in &self.metadata.owner_references {
+            say("pod-owner", &format!("{}:{}", owner.kind, owner.name));
+            say("pod-owner-uid", &format!("{}:{}", owner.kind, owner.uid));
+        }
+        for (kind, all) in [
+            ("pod-image", &self.status.container_statuses),
+            ("pod-init-image", &self.status.init_container_statuses),
+        ] {
+            all.iter()
+                .flat_map(Container::images)
+                .for_each(|image| say(kind, image));
+            say(&format!("{kind}-count"), &all.len().to_string());
+        }
+    }
+}
+
+impl Attestor for Kubernetes {
+    fn kind(&self) -> &'static str {
+        "k8s"
+    }
+
+    fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str)) -> Result<(), AttestFailed> {
+        let own = Groups::of(&ProcFolder::own())?;
+        let Some(found) = Groups::of(subject.folder)?.pod_container(&own)? else {
+            return Ok(());
+        };
+        let pods = self.pods(&found.pod)?;
+        let (pod, container) = look_up(&pods, &found)?;
+        pod.state(container, add);
+        Ok(())
+    }
+}
+
+fn look_up<'p>(
+    pods: &'p BTreeMap<String, Pod>,
+    found: &PodContainer,
+) -> Result<(&'p Pod, &'p Container), AttestFailed> {
+    let pod = pods
+        .get(&found.pod)
+        .ok_or_else(|| AttestFailed::new("the kubelet does not know its pod, or not yet"))?;
+    let mut all = pod.status.container_statuses.iter();
+    let mut first = pod.status.init_container_statuses.iter();
+    let container = all
+        .find(|one| one.is(&found.container))
+        .or_else(|| first.find(|one| one.is(&found.container)));
+    match container {
+        Some(container) => Ok((pod, container)),
+        None => Err(AttestFailed::new(
+            "the kubelet does not know its container, or not yet",
+        )),
+    }
+}
+
+/// A kubelet that takes longer gives no identity.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// Labels change; what is older than this is asked for again.
+const MAX_AGE: Duration = Duration::from_secs(2);
+
+/// The pods of a node that has more than anybody runs.
+const MAX_ANSWER_BYTES: usize = 64 << 20;

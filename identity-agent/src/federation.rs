@@ -1,0 +1,245 @@
+//! Bundles of other trust domains: from files, and from their endpoints.
+//!
+//! A bundle is never merged with another domain's, and who speaks for a domain is configured, never
+//! inferred. What was fetched last is written down: after a restart an endpoint with SPIFFE
+//! authentication is verified by the newest bundle, not by the first. Spec: SPIFFE Federation
+//! sections 4 and 5.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use postern_https::{Client, Trust};
+use postern_policies::files::Fingerprint;
+use postern_spiffe::{
+    SpiffeId, TrustDomain,
+    bundle::{BundleDocument, MAX_DOCUMENT},
+};
+use tokio::time::timeout;
+
+use crate::authority::replace_file;
+
+/// A trust domain that Workloads may federate with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name.
+    pub trust_domain: TrustDomain,
+    /// Its bundle document in a file, read again when it changes.
+    pub file: Option<PathBuf>,
+    /// Where it publishes its bundle.
+    pub endpoint: Option<Endpoint>,
+}
+
+/// A bundle endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its `https` URL.
+    pub url: String,
+    /// How its server is verified.
+    pub profile: Profile,
+    /// How often it is asked; `None` as often as the bundle says.
+    pub every: Option<Duration>,
+}
+
+/// How the server of a bundle endpoint is verified. Spec: SPIFFE Federation section 5.2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Profile {
+    /// As a web site, by the system's authorities or by those of a file.
+    Web(Option<PathBuf>),
+    /// By this identity and the bundle that we have.
+    Spiffe(SpiffeId),
+}
+
+/// The bundles that are known.
+#[derive(Debug)]
+pub struct Federation {
+    peers: Vec<Peer>,
+    folder: PathBuf,
+    current: ArcSwap<BTreeMap<TrustDomain, Arc<BundleDocument>>>,
+}
+
+impl Federation {
+    /// Reads what there is: of each domain the file, or what was fetched, whichever is newer.
+    ///
+    /// # Errors
+    /// A bundle file that cannot be used; the agent does not start.
+    pub fn open(peers: Vec<Peer>, folder: PathBuf) -> anyhow::Result<Self> {
+        let federation = Self {
+            peers,
+            folder,
+            current: ArcSwap::default(),
+        };
+        for peer in &federation.peers {
+            let fetched = federation.written(&peer.trust_domain);
+            let time = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
+            let path = match &peer.file {
+                Some(file) if time(file) >= time(&fetched) => file,
+                _ if fetched.exists() => &fetched,
+                Some(file) => file,
+                None => continue,
+            };
+            let document = read(&peer.trust_domain, path)?;
+            federation.put(&peer.trust_domain, document);
+        }
+        Ok(federation)
+    }
+
+    /// The trust domains that are configured.
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    /// The bundle of a trust domain, if it is known and trusts anybody.
+    pub fn get(&self, trust_domain: &TrustDomain) -> Option<Arc<BundleDocument>> {
+        self.current.load().get(trust_domain).cloned()
+    }
+
+    /// The domains whose bundles are known, in the order of their names.
+    pub fn known(&self) -> Vec<Arc<BundleDocument>> {
+        self.current.load().values().cloned().collect()
+    }
+
+    fn put(&self, trust_domain: &TrustDomain, document: BundleDocument) {
+        let document = Arc::new(document);
+        self.current.rcu(|before| {
+            let mut next = BTreeMap::clone(before);
+            next.insert(trust_domain.clone(), document.clone());
+            next
+        });
+    }
+
+    fn written(&self, trust_domain: &TrustDomain) -> PathBuf {
+        self.folder.join(format!("{trust_domain}.json"))
+    }
+
+    /// Takes a bundle that an endpoint told. Tells whether it is another one.
+    fn take(&self, peer: &Peer, json: &[u8]) -> anyhow::Result<bool> {
+        let document = BundleDocument::parse(peer.trust_domain.clone(), json)?;
+        if let Some(before) = self.get(&peer.trust_domain) {
+            anyhow::ensure!(
+                document.sequence >= before.sequence,
+                "its sequence number has gone back, from {:?} to {:?}",
+                before.sequence,
+                document.sequence
+            );
+            if is_same(&before, &document) {
+                return Ok(false);
+            }
+        }
+        let path = self.written(&peer.trust_domain);
+        fs::create_dir_all(&self.folder)?;
+        replace_file(&path, json).with_context(|| format!("cannot write `{}`", path.display()))?;
+        self.put(&peer.trust_domain, document);
+        Ok(true)
+    }
+
+    async fn fetch(&self, peer: &Peer, endpoint: &Endpoint) -> anyhow::Result<bool> {
+        let trust = match &endpoint.profile {
+            Profile::Web(None) => Trust::System,
+            Profile::Web(Some(file)) => Trust::File(file.clone()),
+            Profile::Spiffe(id) => {
+                let known = self.get(&peer.trust_domain);
+                let known = known.context("there is no bundle yet by which to verify it")?;
+                Trust::Spiffe(id.clone(), Arc::new(known.x509.clone()))
+            }
+        };
+        let client = Client::new(&trust, None)?.up_to(MAX_DOCUMENT);
+        let json = timeout(PATIENCE, client.get(&endpoint.url, None)).await;
+        self.take(peer, &json.context("no answer in time")??)
+    }
+
+    fn pause(&self, peer: &Peer, endpoint: &Endpoint) -> Duration {
+        let hint = || self.get(&peer.trust_domain)?.refresh_hint;
+        endpoint.every.unwrap_or_else(|| {
+            let hint = hint().unwrap_or(DEFAULT_PAUSE);
+            hint.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+        })
+    }
+}
+
+/// Keeps the bundle of one domain up to date; calls `changed` whenever it was replaced.
+pub async fn follow(federation: &Federation, peer: &Peer, changed: impl Fn()) {
+    tokio::join!(
+        follow_file(federation, peer, &changed),
+        follow_endpoint(federation, peer, &changed)
+    );
+}
+
+async fn follow_file(federation: &Federation, peer: &Peer, changed: &impl Fn()) {
+    let Some(file) = &peer.file else { return };
+    let mut seen = Fingerprint::of(file);
+    let mut every = tokio::time::interval(LOOK_EVERY);
+    loop {
+        every.tick().await;
+        let now = Fingerprint::of(file);
+        if now == seen {
+            continue;
+        }
+        seen = now;
+        match read(&peer.trust_domain, file) {
+            Ok(document) => {
+                federation.put(&peer.trust_domain, document);
+                tracing::info!(trust_domain = %peer.trust_domain, "a federated bundle was replaced");
+                changed();
+            }
+            Err(error) => tracing::error!(
+                trust_domain = %peer.trust_domain,
+                error = format!("{error:#}"),
+                "a federated bundle was refused, the last good one stays"
+            ),
+        }
+    }
+}
+
+async fn follow_endpoint(federation: &Federation, peer: &Peer, changed: &impl Fn()) {
+    let Some(endpoint) = &peer.endpoint else {
+        return;
+    };
+    loop {
+        match federation.fetch(peer, endpoint).await {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::info!(trust_domain = %peer.trust_domain, "a federated bundle was replaced");
+                changed();
+            }
+            Err(error) => tracing::warn!(
+                trust_domain = %peer.trust_domain,
+                url = endpoint.url,
+                error = format!("{error:#}"),
+                "a federated bundle cannot be fetched, the last good one stays"
+            ),
+        }
+        tokio::time::sleep(federation.pause(peer, endpoint)).await;
+    }
+}
+
+fn read(trust_domain: &TrustDomain, path: &Path) -> anyhow::Result<BundleDocument> {
+    let told = || format!("the bundle of `{trust_domain}` in `{}`", path.display());
+    let size = fs::metadata(path).with_context(told)?.len();
+    if size > MAX_DOCUMENT as u64 {
+        return Err(io::Error::from(io::ErrorKind::FileTooLarge)).with_context(told);
+    }
+    let json = fs::read(path).with_context(told)?;
+    BundleDocument::parse(trust_domain.clone(), &json).with_context(told)
+}
+
+fn is_same(one: &BundleDocument, other: &BundleDocument) -> bool {
+    one.x509.authorities() == other.x509.authorities()
+        && one.jwt == other.jwt
+        && one.sequence == other.sequence
+        && one.refresh_hint == other.refresh_hint
+}
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Spec: SPIFFE Federation section 4.3; never more often than once a minute unless told to.
+const DEFAULT_PAUSE: Duration = Duration::from_secs(5 * 60);
+const SHORTEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);

@@ -1,0 +1,138 @@
+//! Envoy's Secret Discovery Service on the Workload API's socket: an unmodified Envoy takes its
+//! certificate and whom to trust from here.
+//!
+//! The names are those of SPIRE's agent. A stream is judged like one of the Workload API: again on
+//! every change and on a timer, and it ends with `PermissionDenied` when the right is lost. Envoy
+//! cannot send the security header, and none is asked for. Spec: Envoy xDS protocol, "State of the
+//! World" and "Incremental".
+
+mod delta;
+mod secrets;
+mod state_of_world;
+
+use std::sync::Arc;
+
+use futures_util::stream::BoxStream;
+use postern_proto::sds::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+    Status as Nack, secret_discovery_service_server::SecretDiscoveryService,
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    admission::{Admission, Admitted, on_a_thread},
+    agent::Agent,
+    caller::PinnedProcess,
+    workload_api::stream::{Held, unavailable},
+};
+
+/// The service.
+#[derive(Debug)]
+pub struct Sds {
+    admission: Arc<Admission>,
+}
+
+impl Sds {
+    /// Serves those who are let in.
+    pub fn new(admission: Arc<Admission>) -> Self {
+        Self { admission }
+    }
+}
+
+#[tonic::async_trait]
+impl SecretDiscoveryService for Sds {
+    type DeltaSecretsStream = BoxStream<'static, Result<DeltaDiscoveryResponse, Status>>;
+    type StreamSecretsStream = BoxStream<'static, Result<DiscoveryResponse, Status>>;
+
+    async fn delta_secrets(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
+        let caller = Subscriber::of(&self.admission, &request)?;
+        Ok(Response::new(delta::stream(caller, request.into_inner())))
+    }
+
+    async fn stream_secrets(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
+        let caller = Subscriber::of(&self.admission, &request)?;
+        Ok(Response::new(state_of_world::stream(
+            caller,
+            request.into_inner(),
+        )))
+    }
+
+    async fn fetch_secrets(
+        &self,
+        request: Request<DiscoveryRequest>,
+    ) -> Result<Response<DiscoveryResponse>, Status> {
+        let process = self.admission.caller(&request)?;
+        self.admission.call(&process)?;
+        let request = request.into_inner();
+        is_of_secrets(&request.type_url)?;
+        let held = held(&self.admission.agent, &process).await?;
+        let own = self.admission.agent.authority.trust_domain().id_string();
+        state_of_world::answer(&request.resource_names, &held, &own, "1".into()).map(Response::new)
+    }
+}
+
+/// Who reads a stream.
+struct Subscriber {
+    agent: Arc<Agent>,
+    process: Arc<PinnedProcess>,
+    changes: tokio::sync::watch::Receiver<u64>,
+    own: String,
+    _open: Admitted,
+}
+
+impl Subscriber {
+    fn of<T>(admission: &Admission, request: &Request<T>) -> Result<Self, Status> {
+        let process = admission.caller(request)?;
+        let open = admission.stream(&process)?;
+        let agent = admission.agent.clone();
+        Ok(Self {
+            changes: agent.changes(),
+            own: agent.authority.trust_domain().id_string(),
+            agent,
+            process,
+            _open: open,
+        })
+    }
+
+    /// What it holds now.
+    async fn held(&mut self) -> Result<Held, Status> {
+        self.changes.mark_unchanged();
+        held(&self.agent, &self.process).await
+    }
+
+    /// Waits until that is to be looked at again.
+    async fn wait(&mut self, held: Option<&Held>) {
+        let renew_at = held.and_then(Held::renew_at);
+        let changes = &mut self.changes;
+        crate::workload_api::stream::wait(&self.agent, &self.process, changes, renew_at).await;
+    }
+}
+
+async fn held(agent: &Arc<Agent>, process: &Arc<PinnedProcess>) -> Result<Held, Status> {
+    let now = |agent: &Agent, entitled: &_| {
+        Held::now(agent, entitled).map_err(|error| unavailable(&error))
+    };
+    on_a_thread(agent, process, now).await
+}
+
+fn is_of_secrets(type_url: &str) -> Result<(), Status> {
+    match type_url {
+        "" | secrets::SECRET => Ok(()),
+        other => Err(Status::invalid_argument(format!(
+            "`{other}` is not served here, only `{}`",
+            secrets::SECRET
+        ))),
+    }
+}
+
+/// Says that a reader did not take what it was sent. It will get the next change.
+fn log_refusal(process: &PinnedProcess, why: &Nack) {
+    let (pid, why) = (process.pid(), why.message.as_str());
+    tracing::warn!(pid, why, "the reader of a secret did not take it");
+}

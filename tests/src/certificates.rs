@@ -34,6 +34,40 @@ impl Authority {
         Ok(Self { params, key, pem })
     }
 
+    /// One that this one vouches for; `change` makes it a wrong one. Writes `NAME.crt`
+    /// and `NAME.key`.
+    ///
+    /// # Errors
+    /// The library's or the system's own.
+    pub fn write_authority(
+        &self,
+        folder: &Path,
+        name: &str,
+        domain: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> anyhow::Result<()> {
+        let named = |params: &mut CertificateParams| {
+            params
+                .distinguished_name
+                .push(DnType::CommonName, name.to_owned());
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            params.extended_key_usages = Vec::new();
+            change(params);
+        };
+        self.write_leaf(folder, name, &format!("spiffe://{domain}"), named)
+    }
+
+    /// Writes its own certificate and key, `NAME.crt` and `NAME.key`.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn write(&self, folder: &Path, name: &str) -> anyhow::Result<()> {
+        fs::write(folder.join(format!("{name}.crt")), &self.pem)?;
+        fs::write(folder.join(format!("{name}.key")), self.key.serialize_pem())?;
+        Ok(())
+    }
+
     /// Writes `NAME.crt` and `NAME.key`: a good leaf for `id`, but for `change`.
     ///
     /// # Errors

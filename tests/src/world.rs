@@ -5,7 +5,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU16, AtomicUsize, Ordering},
@@ -68,18 +68,63 @@ impl World {
     /// # Errors
     /// When it does not start.
     pub fn agent_with(&mut self, workloads: &str, more: &str) -> anyhow::Result<PathBuf> {
+        self.agent_of("example.org", workloads, more)
+    }
+
+    /// Starts an agent of another trust domain.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn agent_of(
+        &mut self,
+        trust_domain: &str,
+        workloads: &str,
+        more: &str,
+    ) -> anyhow::Result<PathBuf> {
+        let config = self.configure(trust_domain, workloads, more)?;
+        self.start("agent", &binaries()?.join("postern-agent"), &config)?;
+        self.said("agent", "ready")?;
+        Ok(self.path().join("public/agent.sock"))
+    }
+
+    /// Starts an agent that is to end by itself, and tells what it said.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn refused_agent(&mut self, workloads: &str, more: &str) -> anyhow::Result<String> {
+        let config = self.configure("example.org", workloads, more)?;
+        self.start("agent", &binaries()?.join("postern-agent"), &config)?;
+        let code = self.ended("agent")?;
+        let said = fs::read_to_string(self.log("agent"))?;
+        anyhow::ensure!(code.is_some_and(|code| code != 0), "it ended well: {said}");
+        Ok(said)
+    }
+
+    fn configure(
+        &self,
+        trust_domain: &str,
+        workloads: &str,
+        more: &str,
+    ) -> anyhow::Result<PathBuf> {
         self.write("workloads/workloads.yaml", workloads)?;
         let folder = self.path().display().to_string();
         let config = format!(
-            "trustDomain: example.org\nstateDir: state\n\
+            "trustDomain: {trust_domain}\nstateDir: state\n\
              workloadApi: {{socket: 'unix://{folder}/public/agent.sock'}}\n\
              admin: {{socket: 'unix://{folder}/admin/admin.sock'}}\n\
              health: {{listen: '127.0.0.1:0'}}\nreattest: {{every: 200ms}}\n{more}"
         );
-        let config = self.write("agent.yaml", &config)?;
-        self.start("agent", &binaries()?.join("postern-agent"), &config)?;
-        self.said("agent", "ready")?;
-        Ok(self.path().join("public/agent.sock"))
+        self.write("agent.yaml", &config)
+    }
+
+    /// Runs a command of the agent, such as `bundle show`, over the admin socket.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn admin(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        let mut command = Command::new(binaries()?.join("postern-agent"));
+        command.args(arguments).arg("-socketPath");
+        Ok(command.arg(self.path().join("admin/admin.sock")).output()?)
     }
 
     /// Starts a proxy with this configuration.
@@ -134,6 +179,16 @@ impl World {
     /// The log of a daemon.
     pub fn log(&self, name: &str) -> PathBuf {
         self.path().join(format!("{name}.log"))
+    }
+
+    /// The number of a daemon.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn pid(&self, name: &str) -> anyhow::Result<u32> {
+        let mut running = self.running.iter();
+        let found = running.find(|(known, _)| known == name);
+        Ok(found.context("no such daemon")?.1.id())
     }
 
     /// Sends a signal to a daemon.

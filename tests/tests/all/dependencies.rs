@@ -93,11 +93,13 @@ fn our_crates_depend_on_each_other_in_one_direction_alone() {
         ("postern-proto", &[][..]),
         ("postern-spiffe", &[]),
         ("postern-harden", &[]),
+        ("postern-https", &["postern-spiffe"]),
         ("postern-policies", &["postern-spiffe"]),
         (
             "postern-agent",
             &[
                 "postern-harden",
+                "postern-https",
                 "postern-policies",
                 "postern-proto",
                 "postern-spiffe",
@@ -107,13 +109,14 @@ fn our_crates_depend_on_each_other_in_one_direction_alone() {
             "postern-proxy",
             &[
                 "postern-harden",
+                "postern-https",
                 "postern-policies",
                 "postern-proto",
                 "postern-spiffe",
             ],
         ),
         ("postern-demo", &["postern-harden", "postern-spiffe"]),
-        ("postern-tests", &[]),
+        ("postern-tests", &["postern-proto"]),
     ]);
     for package in metadata["packages"].as_array().unwrap() {
         let name = package["name"].as_str().unwrap();

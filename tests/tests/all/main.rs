@@ -2,12 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attestors;
 mod authority;
 mod commands;
+mod control;
 mod dependencies;
 mod docker;
+mod envoy;
+mod faults;
+mod federation;
 mod inbound;
+mod live;
 mod readme;
+mod registry;
 mod road;
 mod tokens;
+mod upstream;
 mod workload_api;

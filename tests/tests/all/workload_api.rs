@@ -259,7 +259,33 @@ fn tokens_are_fetched_and_verified_by_the_command_line() {
 }
 
 #[test]
-fn the_socket_answers_the_health_protocol() {
+fn the_python_package_for_tls_connects_two_identities() {
+    let mut world = World::new().unwrap();
+    let uid = rustix::process::geteuid().as_raw();
+    let workloads = ["frontend", "backend"].map(|name| {
+        format!(
+            "apiVersion: postern.dev/v1\nkind: Workload\nmetadata: {{name: {name}}}\n\
+             spec: {{spiffeID: 'spiffe://example.org/{name}', hint: {name}, \
+             selectors: ['unix:uid:{uid}']}}\n---\n"
+        )
+    });
+    let socket = world.agent(&workloads.concat()).unwrap();
+    let python = root().join("target/python/bin/python");
+    let script = root().join("tests/python/tls.py");
+    let address = format!("unix://{}", socket.display());
+    let arguments = [script.to_str().unwrap(), &address];
+    let output = run(python.to_str().unwrap(), &arguments).unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "frontend hello\nbackend refused\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn the_socket_answers_the_protocols_of_health_and_reflection() {
+    // FAULTS 23
     let mut world = World::new().unwrap();
     let socket = world.agent(&workload("1h")).unwrap();
     let python = root().join("target/python/bin/python");
@@ -269,7 +295,10 @@ fn the_socket_answers_the_health_protocol() {
     let output = run(python.to_str().unwrap(), &arguments).unwrap();
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
-        "SERVING\nSERVING\n",
+        format!(
+            "SERVING\nSERVING\nserved: True\n{}",
+            "INVALID_ARGUMENT\n".repeat(6)
+        ),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );

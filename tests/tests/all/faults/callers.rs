@@ -1,0 +1,182 @@
+//! Who calls: the process that connected, as it is now, or nobody.
+
+use std::{fs, process::Command};
+
+use postern_tests::{binaries, root, run, world::World};
+
+use super::{ours, own_uid, script, workload};
+
+const DENIED: &str = "status 7";
+
+/// A world whose socket everybody can reach.
+fn world(workloads: &str, more: &str) -> World {
+    let mut world = World::new().unwrap();
+    world.agent_with(workloads, more).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(world.path(), open).unwrap();
+    world
+}
+
+fn two_users() -> String {
+    workload("first", "'unix:uid:12001'") + &workload("second", "'unix:uid:12002'")
+}
+
+#[test]
+#[ignore = "needs root, to give a number out again"]
+fn root_a_number_that_was_given_out_again_is_nobodys() {
+    // FAULTS 1
+    let world = world(&two_users(), "");
+    assert_eq!(
+        script(&world, "callers.py", "reused", &["12001", "12002"]),
+        [DENIED]
+    );
+}
+
+#[test]
+#[ignore = "needs root, to be another process in the kernel's record"]
+fn root_a_record_that_the_caller_sends_is_not_believed() {
+    // FAULTS 2
+    let world = world(&(ours() + &two_users()), "");
+    let mut victim = Command::new("setpriv")
+        .args([
+            "--reuid=12001",
+            "--regid=12001",
+            "--clear-groups",
+            "sleep",
+            "60",
+        ])
+        .spawn()
+        .unwrap();
+    let pid = victim.id().to_string();
+    let said = script(&world, "callers.py", "forged", &[&pid, "12001"]);
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    assert_eq!(said, ["spiffe://example.org/ours"]);
+}
+
+#[test]
+fn a_connection_whose_process_has_ended_is_nobodys() {
+    // FAULTS 3
+    let world = world(&ours(), "");
+    assert_eq!(script(&world, "callers.py", "gone", &[]), [DENIED]);
+    assert_eq!(
+        script(&world, "callers.py", "handed", &[]),
+        ["spiffe://example.org/ours"],
+        "its twin lives"
+    );
+}
+
+#[test]
+#[ignore = "needs root, to change the user"]
+fn root_a_connection_that_was_handed_on_is_that_of_who_opened_it() {
+    // FAULTS 4, 8: the one who asks is root, and would have another identity.
+    let world = world(&(ours() + &two_users()), "");
+    assert_eq!(
+        script(&world, "callers.py", "handed", &["12001"]),
+        ["spiffe://example.org/first"]
+    );
+    assert_eq!(script(&world, "callers.py", "handed", &["12003"]), [DENIED]);
+}
+
+fn sleep() -> String {
+    let path = run("sh", &["-c", "readlink -f $(command -v sleep)"]).unwrap();
+    String::from_utf8(path.stdout).unwrap().trim().to_owned()
+}
+
+fn by_program() -> String {
+    let python = fs::canonicalize(root().join("target/python/bin/python")).unwrap();
+    workload("python", &format!("'unix:path:{}'", python.display()))
+        + &workload("sleep", &format!("'unix:path:{}'", sleep()))
+}
+
+#[test]
+fn a_process_that_executes_another_program_is_that_program() {
+    // FAULTS 6
+    let world = world(&by_program(), "");
+    assert_eq!(
+        script(&world, "callers.py", "executes", &[&sleep()]),
+        ["spiffe://example.org/sleep"]
+    );
+}
+
+#[test]
+fn a_stream_ends_when_its_process_executes_another_program() {
+    // FAULTS 5
+    let documents = by_program();
+    let python_alone = documents.split("---\n").next().unwrap();
+    let world = world(python_alone, "");
+    assert_eq!(
+        script(&world, "callers.py", "executes_later", &[&sleep()]),
+        ["spiffe://example.org/python", DENIED]
+    );
+}
+
+#[test]
+fn nobody_reads_the_agents_keys_out_of_its_memory() {
+    // FAULTS 7
+    let world = world(&ours(), "");
+    let agent = pid(&world);
+    let limits = fs::read_to_string(format!("/proc/{agent}/limits")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let fields: Vec<&str> = core.unwrap().split_whitespace().collect();
+    assert_eq!(fields.get(4..6), Some(&["0", "0"][..]), "{fields:?}");
+    if own_uid() != 0 {
+        // What is not dumpable belongs to root.
+        assert!(fs::read(format!("/proc/{agent}/environ")).is_err());
+    }
+}
+
+/// The agent's number, by the lock that it holds.
+fn pid(world: &World) -> String {
+    let config = world.path().join("agent.yaml");
+    let pattern = format!("postern-agent run --config {}", config.display());
+    let found = run("pgrep", &["-f", &pattern]).unwrap();
+    String::from_utf8(found.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+#[ignore = "needs root, to make a PID namespace"]
+fn root_a_caller_whose_number_the_agent_cannot_see_gets_nothing_but_the_mend() {
+    // FAULTS 9, 10
+    let mut world = World::new().unwrap();
+    let config = world.path().join("agent.yaml");
+    world.agent(&ours()).unwrap();
+    world
+        .signal("agent", rustix::process::Signal::TERM)
+        .unwrap();
+    world.ended("agent").unwrap();
+    let agent = binaries().unwrap().join("postern-agent");
+    let mut inside = Command::new("unshare");
+    inside.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+    inside.arg(&agent).args(["run", "--config"]).arg(config);
+    world.spawn("inside", &mut inside).unwrap();
+    world.said("inside", "ready").unwrap();
+    let output = super::fetch(&world, &agent);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("PermissionDenied") && error.contains("hostPID: true"),
+        "{error}"
+    );
+}
+
+#[test]
+#[ignore = "needs root, to make control groups"]
+fn root_a_stream_ends_when_its_process_is_moved_to_another_control_group() {
+    // FAULTS 11
+    let base = match fs::metadata("/sys/fs/cgroup/pids") {
+        Ok(_) => "/sys/fs/cgroup/pids",
+        Err(_) => "/sys/fs/cgroup",
+    };
+    let group = format!("{base}/postern-faults");
+    let _ = fs::remove_dir(&group);
+    fs::create_dir(&group).unwrap();
+    let world = world(
+        &workload("grouped", "'cgroup:path:/postern-faults'"),
+        "attestors: {cgroup: {}}\n",
+    );
+    let said = script(&world, "callers.py", "moves", &[&group]);
+    let _ = postern_tests::eventually("the group to be empty", || fs::remove_dir(&group).ok());
+    assert_eq!(said, ["spiffe://example.org/grouped", DENIED]);
+}

@@ -1,0 +1,90 @@
+//! Which program a process runs.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+use postern_tests::{binaries, run, world::World};
+
+use super::{a_good_client_is_served, fetch, ours, script, workload};
+
+fn copy(world: &World, name: &str) -> PathBuf {
+    let to = world.path().join(name);
+    fs::copy(binaries().unwrap().join("postern-agent"), &to).unwrap();
+    to
+}
+
+fn by_path(name: &str, path: &Path) -> String {
+    workload(name, &format!("\"unix:path:{}\"", path.display()))
+}
+
+fn digest(path: &Path) -> String {
+    let output = run("sha256sum", &[path.to_str().unwrap()]).unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().next().unwrap().to_owned()
+}
+
+#[test]
+fn a_program_that_was_deleted_has_no_path_any_more() {
+    // FAULTS 15
+    let mut world = World::new().unwrap();
+    let program = copy(&world, "app");
+    world.agent(&by_path("app", &program)).unwrap();
+    assert_eq!(
+        script(
+            &world,
+            "callers.py",
+            "deleted",
+            &[program.to_str().unwrap()]
+        ),
+        ["an identity", "withdrawn"]
+    );
+}
+
+#[test]
+fn a_link_gains_no_identity_and_what_it_points_to_does() {
+    // FAULTS 16
+    let mut world = World::new().unwrap();
+    let (program, link) = (copy(&world, "app"), world.path().join("link"));
+    symlink(&program, &link).unwrap();
+    let both = by_path("link", &link) + &by_path("app", &program);
+    world.agent(&both).unwrap();
+    let output = fetch(&world, &link);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("example.org/app"), "{text}");
+    assert!(!text.contains("example.org/link"), "{text}");
+}
+
+#[test]
+fn a_file_that_is_named_like_a_deleted_one_is_itself() {
+    // FAULTS 17
+    let mut world = World::new().unwrap();
+    let (named, other) = (copy(&world, "app (deleted)"), copy(&world, "app"));
+    world.agent(&by_path("named", &named)).unwrap();
+    assert!(fetch(&world, &named).status.success());
+    let said = script(&world, "callers.py", "deleted", &[named.to_str().unwrap()]);
+    assert_eq!(said, ["an identity", "withdrawn"], "it is deleted itself");
+    assert!(!fetch(&world, &other).status.success());
+}
+
+#[test]
+fn a_program_of_four_gigabytes_costs_nothing() {
+    // FAULTS 18
+    let mut world = World::new().unwrap();
+    let (small, huge) = (copy(&world, "small"), copy(&world, "huge"));
+    let by_digest = workload("small", &format!("'unix:sha256:{}'", digest(&small)));
+    world.agent(&(by_digest + &ours())).unwrap();
+    let file = OpenOptions::new().write(true).open(&huge).unwrap();
+    file.set_len(4 << 30).unwrap();
+    drop(file);
+    for _ in 0..10 {
+        let output = fetch(&world, &huge);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("example.org/ours") && !text.contains("example.org/small"));
+    }
+    let text = String::from_utf8(fetch(&world, &small).stdout).unwrap();
+    assert!(text.contains("example.org/small"), "{text}");
+    a_good_client_is_served(&world);
+}

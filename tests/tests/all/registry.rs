@@ -1,0 +1,210 @@
+//! Workloads that are registered and taken away while the agent runs.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+};
+
+use postern_tests::{binaries, eventually, run, world::World};
+use rustix::process::Signal;
+
+fn workload(name: &str) -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    format!(
+        "apiVersion: postern.dev/v1\nkind: Workload\nmetadata: {{name: {name}}}\n\
+         spec: {{spiffeID: 'spiffe://example.org/{name}', selectors: ['unix:uid:{uid}']}}\n"
+    )
+}
+
+fn entry() -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    format!(
+        r#"{{"entries": [{{"id": "one", "spiffe_id": "spiffe://example.org/entry",
+            "parent_id": "spiffe://example.org/spire/agent/x",
+            "selectors": [{{"type": "unix", "value": "uid:{uid}"}}]}}]}}"#
+    )
+}
+
+/// The identities that a process of ours gets, in order.
+fn identities(world: &World) -> Vec<String> {
+    let agent = binaries().unwrap().join("postern-agent");
+    let socket = world.path().join("public/agent.sock");
+    let arguments = ["api", "fetch", "-output", "json", "-socketPath"];
+    let mut all = arguments.to_vec();
+    all.push(socket.to_str().unwrap());
+    let output = run(agent.to_str().unwrap(), &all).unwrap();
+    let Ok(answer) = serde_json::from_slice::<serde_json::Value>(&output.stdout) else {
+        return Vec::new();
+    };
+    let svids = answer.get("svids").unwrap().as_array().unwrap();
+    let ids = svids.iter().map(|svid| svid.get("spiffe_id").unwrap());
+    ids.map(|id| id.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn workloads_are_registered_replaced_and_deleted_and_survive_a_kill() {
+    let mut world = World::new().unwrap();
+    world.agent("").unwrap();
+    assert!(identities(&world).is_empty());
+    let file = |name: &str, text: &str| {
+        let path = world.write(name, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (document, list) = (file("w.yaml", &workload("app")), file("e.json", &entry()));
+    let other = file("o.yaml", &workload("app").replace("/app'", "/other'"));
+    let ask = |arguments: &[&str]| {
+        let output = world.admin(arguments).unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap()),
+            false => Err(error),
+        }
+    };
+    assert_eq!(
+        ask(&["workload", "create", "-f", &document]).unwrap(),
+        "default/app\n"
+    );
+    assert_eq!(identities(&world), ["spiffe://example.org/app"]);
+    assert_eq!(
+        ask(&["workload", "create", "-data", &list]).unwrap(),
+        "default/entry-one\n"
+    );
+    let both = ["spiffe://example.org/app", "spiffe://example.org/entry"];
+    assert_eq!(identities(&world), both);
+    let refused = ask(&["workload", "create", "-f", &other]).unwrap_err();
+    assert!(
+        refused.contains("there is a Workload `default/app` already"),
+        "{refused}"
+    );
+    ask(&["workload", "create", "-f", &other, "--replace"]).unwrap();
+    let replaced = ["spiffe://example.org/other", "spiffe://example.org/entry"];
+    assert_eq!(identities(&world), replaced);
+
+    world.signal("agent", Signal::KILL).unwrap();
+    world.ended("agent").unwrap();
+    world.agent("").unwrap();
+    assert_eq!(identities(&world), replaced, "after a kill");
+
+    let ask = |arguments: &[&str]| {
+        let output = world.admin(arguments).unwrap();
+        output.status.success()
+    };
+    assert!(ask(&["workload", "delete", "default/app"]));
+    assert!(!ask(&["workload", "delete", "default/app"]), "it is gone");
+    assert_eq!(identities(&world), ["spiffe://example.org/entry"]);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    // FAULTS 44, 46
+    let mut world = World::new().unwrap();
+    world.agent(&workload("app")).unwrap();
+    for (text, said) in [
+        (workload("app"), "stands in"),
+        (
+            workload("a").replace("example.org", "other.org"),
+            "trust domain",
+        ),
+        (
+            workload("a").replace("example.org/a", "example.org/a/../b"),
+            "is not valid",
+        ),
+        (
+            workload("a").replace("['unix", "['', 'unix"),
+            "must not be empty",
+        ),
+        (entry().replace("\"unix\"", "\"\""), "must not be empty"),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n".into(),
+            "no Workload in it",
+        ),
+        ("{".into(), "sent:1"),
+    ] {
+        let path = world.write("sent.yaml", &text).unwrap();
+        let output = world
+            .admin(&["workload", "create", "-f", path.to_str().unwrap()])
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        let is_refused = output.status.code() == Some(1);
+        assert!(
+            is_refused && error.contains(said),
+            "{said} in {error} of {text}"
+        );
+        assert_eq!(identities(&world), ["spiffe://example.org/app"]);
+    }
+}
+
+#[test]
+fn a_stream_ends_when_its_workload_is_deleted_and_changes_when_it_is_replaced() {
+    // FAULTS 42, 43
+    let mut world = World::new().unwrap();
+    let socket = world.agent("").unwrap();
+    let path = world.write("w.yaml", &workload("app")).unwrap();
+    let path = path.to_str().unwrap();
+    assert!(
+        world
+            .admin(&["workload", "create", "-f", path])
+            .unwrap()
+            .status
+            .success()
+    );
+    let mut watch = Command::new(binaries().unwrap().join("postern-agent"))
+        .args(["api", "watch", "-output", "json", "-socketPath"])
+        .arg(socket)
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(world.log("watch")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    assert!(next().contains("spiffe://example.org/app"));
+    fs::write(path, workload("app").replace("/app'", "/new'")).unwrap();
+    let replace = ["workload", "create", "--replace", "-f", path];
+    assert!(world.admin(&replace).unwrap().status.success());
+    let line = next();
+    assert!(line.contains("spiffe://example.org/new"), "{line}");
+    assert!(!line.contains("spiffe://example.org/app"), "{line}");
+    assert!(
+        world
+            .admin(&["workload", "delete", "default/app"])
+            .unwrap()
+            .status
+            .success()
+    );
+    let said = eventually("the stream to end", || {
+        let said = fs::read_to_string(world.log("watch")).unwrap();
+        said.contains("PermissionDenied").then_some(said)
+    })
+    .unwrap();
+    assert!(said.contains("no identity issued"), "{said}");
+    let _ = watch.kill();
+    let _ = watch.wait();
+}
+
+#[test]
+fn explain_knows_what_was_registered() {
+    let mut world = World::new().unwrap();
+    world.agent("").unwrap();
+    let path = world.write("w.yaml", &workload("app")).unwrap();
+    let create = ["workload", "create", "-f", path.to_str().unwrap()];
+    assert!(world.admin(&create).unwrap().status.success());
+    let agent = binaries().unwrap().join("postern-agent");
+    let (pid, config) = (
+        std::process::id().to_string(),
+        world.path().join("agent.yaml"),
+    );
+    let arguments = [
+        "explain",
+        "--pid",
+        &pid,
+        "--config",
+        config.to_str().unwrap(),
+    ];
+    let output = run(agent.to_str().unwrap(), &arguments).unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains("It is default/app: spiffe://example.org/app"),
+        "{said}"
+    );
+}

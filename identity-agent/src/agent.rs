@@ -21,12 +21,15 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::{
+    admission::Calls,
     attest::{AttestError, Attested, Attestors, Pod},
+    audit,
     authority::{Authority, RevokedSvid, StateError},
     caller::PinnedProcess,
     control::{self, Policies},
     drift::{self, Drift},
     federation::Federation,
+    monitor::Followed,
     registry::{Registry, matching, nearest_misses},
     telemetry::{Metrics, ReasonLabel},
 };
@@ -53,6 +56,9 @@ pub struct Agent {
     pub metrics: Arc<Metrics>,
     /// How often a caller is looked at again.
     pub reattest: Duration,
+    /// Whom the kernel tells of.
+    pub followed: Followed,
+    told_refusals: Calls,
     ledger: Mutex<Vec<Record>>,
     warm: WarmSvids,
     /// The revocation lists as signed last: signing them anew would look like a change.
@@ -147,6 +153,8 @@ impl Agent {
             drift: Drift::default(),
             metrics,
             reattest,
+            followed: Followed::default(),
+            told_refusals: Calls::new(REFUSALS_PER_SECOND, REFUSALS_AT_ONCE),
             ledger: Mutex::default(),
             warm: WarmSvids::default(),
             lists: Mutex::default(),
@@ -250,7 +258,7 @@ impl Agent {
             workload = %workload.name,
             spiffe_id = %workload.spiffe_id,
             ?pod,
-            serial = issued.serial.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+            serial = warm::hexadecimal(&issued.serial),
             "an identity was issued"
         );
         let svid = RevokedSvid {
@@ -363,6 +371,7 @@ impl Agent {
                 .collect()
         };
         self.warm.forget_due();
+        self.followed.forget_ended();
         self.renew_old_lists();
         let set = self.registry.current();
         let watched: Vec<(&Workload, Pod)> = held
@@ -453,22 +462,21 @@ impl Agent {
         Ok(explanation(process.pid(), &attested, &set))
     }
 
-    /// Counts and logs a refusal. Selectors are only in the debug log, and without the values of
-    /// variables.
-    pub fn log_refusal(&self, process: &PinnedProcess, refusal: &Refusal) {
-        self.metrics
-            .refused
-            .get_or_create(&ReasonLabel {
-                reason: refusal.label(),
-            })
-            .inc();
-        tracing::info!(pid = process.pid(), uid = process.uid(), reason = %refusal, "no identity issued");
-        if let Refusal::NoWorkload(attested) = refusal {
-            let selectors: Vec<String> = attested.selectors.iter().map(without_secrets).collect();
-            tracing::debug!(pid = process.pid(), ?selectors, "attested");
+    /// Counts a refusal and tells it to the audit log, unless the same process is refused so often that
+    /// it would fill it.
+    pub(crate) fn refused(&self, method: &str, process: &PinnedProcess, refusal: &Refusal) {
+        let reason = refusal.label();
+        let label = ReasonLabel { reason };
+        self.metrics.refused.get_or_create(&label).inc();
+        if self.told_refusals.take(process.pid(), Instant::now()) {
+            audit::refused(self, method, process, refusal);
         }
     }
 }
+
+/// How many refusals of a process the audit log has.
+const REFUSALS_PER_SECOND: f64 = 1.0;
+const REFUSALS_AT_ONCE: f64 = 20.0;
 
 /// A quarter of the life of a list.
 const LISTS_RENEWED_AFTER: Duration = Duration::from_secs(6 * 60 * 60);
@@ -516,15 +524,6 @@ fn keep_first_of_each_hint(workloads: &mut Vec<Workload>) {
     });
 }
 
-/// A selector for the log. Values of variables are often passwords.
-fn without_secrets(selector: &Selector) -> String {
-    let text = selector.to_string();
-    match text.split_once('=') {
-        Some((name, _)) if name.starts_with("docker:env:") => format!("{name}=<hidden>"),
-        _ => text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -533,9 +532,9 @@ mod tests {
     };
 
     use postern_policies::{Options, PolicySet, SourceFile, model::workload::Workload};
-    use postern_spiffe::{Selector, TrustDomain};
+    use postern_spiffe::TrustDomain;
 
-    use super::{keep_first_of_each_hint, without_secrets};
+    use super::keep_first_of_each_hint;
 
     #[test]
     fn of_two_workloads_with_one_hint_the_older_one_is_told() {
@@ -568,17 +567,5 @@ mod tests {
             workload.created = Some(created);
         }
         assert_eq!(names(all), ["b", "c"]);
-    }
-
-    #[test]
-    fn the_log_has_the_names_of_variables_alone() {
-        // FAULTS 50
-        for (selector, shown) in [
-            ("docker:env:PASSWORD=a=b", "docker:env:PASSWORD=<hidden>"),
-            ("docker:label:a:b=c", "docker:label:a:b=c"),
-            ("unix:uid:0", "unix:uid:0"),
-        ] {
-            assert_eq!(without_secrets(&Selector::parse(selector).unwrap()), shown);
-        }
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     config::Config,
     control::{Control, Policies},
     federation::{self, Federation},
-    publish,
+    monitor, publish,
     registry::{Registry, RegistryError, Store},
     sds::Sds,
     telemetry::{self, Metrics},
@@ -71,6 +71,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
     let health = telemetry::serve(config.health, metrics).await?;
+    let kernel = monitor::Kernel::listen()
+        .inspect_err(|error| {
+            tracing::info!(%error, every = ?config.reattest, "the kernel does not tell what becomes of processes; they are looked at again on the timer");
+        })
+        .ok();
     // After the sockets and the state are open, before anybody is served.
     postern_harden::keep_capabilities(&[
         Capability::CAP_SYS_PTRACE,
@@ -119,6 +124,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         () = watch_workloads(agent.clone()) => Ok(()),
         () = watch_pods(agent.clone()) => Ok(()),
         () = rotate(agent.clone()) => Ok(()),
+        () = listen(kernel, agent.clone()) => Ok(()),
         () = follow_federation(agent) => Ok(()),
         () = socket_vanished(&config) => Err(anyhow::anyhow!(
             "the socket `{}` was removed from under the agent",
@@ -267,6 +273,16 @@ async fn watch_pods(agent: Arc<Agent>) {
             tracing::error!("a round of watching the pods failed");
         }
     }
+}
+
+/// Passes on what the kernel tells of processes, if it does.
+async fn listen(kernel: Option<monitor::Kernel>, agent: Arc<Agent>) {
+    if let Some(kernel) = kernel
+        && let Err(error) = kernel.tell(&agent.followed).await
+    {
+        tracing::warn!(%error, "the kernel tells no more of processes; the timer remains");
+    }
+    std::future::pending().await
 }
 
 /// Keeps the bundles of other trust domains up to date.

@@ -140,13 +140,16 @@ impl control::control_server::Control for Control {
         request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let process = self.admission.with_header(&request)?;
-        let open = self.admission.stream(&process)?;
-        let agent = self.admission.agent.clone();
-        Ok(Response::new(stream::of(agent, process, open)))
+        let follower = self
+            .admission
+            .stream(process, <State as stream::Message>::METHOD)?;
+        Ok(Response::new(stream::of(follower)))
     }
 }
 
 impl stream::Message for State {
+    const METHOD: &'static str = "Control/Watch";
+
     type State = Arc<State>;
 
     fn state(agent: &Agent, _: &Entitled) -> Result<Arc<State>, Status> {

@@ -1,6 +1,7 @@
 //! The node identity agent: who is this process, and what identity does it deserve?
 //!
-//! The way of a request: `caller` pins the process behind the socket, `admission` lets it in, `attest`
+//! The way of a request: `caller` pins the process behind the socket, `monitor` hears what becomes of it,
+//! `admission` lets it in, `attest`
 //! states what is true of it, `registry` tells which Workloads it is, `authority` issues,
 //! `workload_api` or `sds` answers and keeps the stream; `drift` watches the pods and takes identities back.
 
@@ -9,6 +10,8 @@
 pub mod config;
 
 pub mod caller;
+
+pub mod monitor;
 
 pub mod attest;
 
@@ -23,6 +26,8 @@ pub mod pem;
 pub mod agent;
 
 pub mod admission;
+
+mod audit;
 
 pub mod workload_api;
 

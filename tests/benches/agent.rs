@@ -83,7 +83,8 @@ async fn first(socket: &Path) {
 /// every further one.
 async fn streams(socket: &Path, number: usize) {
     let mut tasks = tokio::task::JoinSet::new();
-    let (sender, mut messages) = tokio::sync::mpsc::unbounded_channel();
+    // More than the agent sends in one round.
+    let (sender, mut messages) = tokio::sync::mpsc::channel(16 * number);
     for _ in 0..number.div_ceil(64) {
         let channel = connect(socket).await;
         for _ in 0..number.min(64) {
@@ -92,7 +93,7 @@ async fn streams(socket: &Path, number: usize) {
             let sender = sender.clone();
             tasks.spawn(async move {
                 while let Ok(Some(_)) = stream.message().await {
-                    let _ = sender.send(());
+                    let _ = sender.send(()).await;
                 }
             });
         }

@@ -144,6 +144,25 @@ def executes_later():
     os.kill(pid, signal.SIGKILL)
 
 
+def changes_user():
+    """The stream has begun before the process becomes another user. Needs root."""
+    ours, theirs = socket.socketpair()
+
+    def then():
+        theirs.recv(1)
+        os.setresuid(*[int(ARGUMENTS[0])] * 3)
+        signal.pause()
+
+    pid, connection = connected(then)
+    raw = Raw(connection)
+    raw.call()
+    events = raw.events()
+    print(said(next(events)))
+    ours.send(b"x")
+    print(said(next(event for event in events if event[0] != "message")))
+    os.kill(pid, signal.SIGKILL)
+
+
 def moves():
     """The stream has begun before the process is moved to another control group. Needs root."""
     group = Path(ARGUMENTS[0])

@@ -87,6 +87,23 @@ impl World {
         Ok(self.path().join("public/agent.sock"))
     }
 
+    /// Starts an agent by way of another program, such as one that refuses it system calls.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn agent_under(
+        &mut self,
+        mut wrapper: Command,
+        workloads: &str,
+        more: &str,
+    ) -> anyhow::Result<PathBuf> {
+        let config = self.configure("example.org", workloads, more)?;
+        wrapper.arg(binaries()?.join("postern-agent"));
+        self.spawn("agent", wrapper.args(["run", "--config"]).arg(config))?;
+        self.said("agent", "ready")?;
+        Ok(self.path().join("public/agent.sock"))
+    }
+
     /// Starts an agent that is to end by itself, and tells what it said.
     ///
     /// # Errors
@@ -108,11 +125,15 @@ impl World {
     ) -> anyhow::Result<PathBuf> {
         self.write("workloads/workloads.yaml", workloads)?;
         let folder = self.path().display().to_string();
+        let often = match more.contains("reattest:") {
+            true => "",
+            false => "reattest: {every: 200ms}\n",
+        };
         let config = format!(
             "trustDomain: {trust_domain}\nstateDir: state\n\
              workloadApi: {{socket: 'unix://{folder}/public/agent.sock'}}\n\
              admin: {{socket: 'unix://{folder}/admin/admin.sock'}}\n\
-             health: {{listen: '127.0.0.1:0'}}\nreattest: {{every: 200ms}}\n{more}"
+             health: {{listen: '127.0.0.1:0'}}\n{often}{more}"
         );
         self.write("agent.yaml", &config)
     }

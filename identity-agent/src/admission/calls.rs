@@ -5,8 +5,10 @@ use std::time::Instant;
 use dashmap::DashMap;
 
 /// The calls of all processes.
-#[derive(Debug, Default)]
-pub(super) struct Calls {
+#[derive(Debug)]
+pub(crate) struct Calls {
+    per_second: f64,
+    burst: f64,
     by_process: DashMap<i32, Bucket>,
 }
 
@@ -16,29 +18,36 @@ struct Bucket {
     at: Instant,
 }
 
-impl Bucket {
-    fn fill(&mut self, now: Instant) {
-        let since = now.saturating_duration_since(self.at).as_secs_f64();
-        self.left = (self.left + since * CALLS_PER_SECOND).min(BURST);
-        self.at = now;
-    }
-}
-
 impl Calls {
+    /// So many of each process in a second, and so many at once.
+    pub(crate) fn new(per_second: f64, burst: f64) -> Self {
+        Self {
+            per_second,
+            burst,
+            by_process: DashMap::new(),
+        }
+    }
+
+    fn fill(&self, bucket: &mut Bucket, now: Instant) {
+        let since = now.saturating_duration_since(bucket.at).as_secs_f64();
+        bucket.left = (bucket.left + since * self.per_second).min(self.burst);
+        bucket.at = now;
+    }
+
     /// May this process call once more?
-    pub(super) fn take(&self, pid: i32, now: Instant) -> bool {
+    pub(crate) fn take(&self, pid: i32, now: Instant) -> bool {
         if self.by_process.len() >= MAX_PROCESSES {
             // Who has not called for a while has a full bucket, which is like none.
             self.by_process.retain(|_, bucket| {
-                bucket.fill(now);
-                bucket.left < BURST
+                self.fill(bucket, now);
+                bucket.left < self.burst
             });
         }
         let mut bucket = self.by_process.entry(pid).or_insert(Bucket {
-            left: BURST,
+            left: self.burst,
             at: now,
         });
-        bucket.fill(now);
+        self.fill(&mut bucket, now);
         let may = bucket.left >= 1.0;
         if may {
             bucket.left -= 1.0;
@@ -47,17 +56,16 @@ impl Calls {
     }
 }
 
-/// More tokens a second than any app needs that keeps them while they last.
-const CALLS_PER_SECOND: f64 = 100.0;
-const BURST: f64 = 500.0;
-
 const MAX_PROCESSES: usize = 4096;
 
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{BURST, CALLS_PER_SECOND, Calls, MAX_PROCESSES};
+    use super::{Calls, MAX_PROCESSES};
+
+    const BURST: f64 = 500.0;
+    const CALLS_PER_SECOND: f64 = 100.0;
 
     fn takes(calls: &Calls, pid: i32, now: Instant) -> usize {
         (0..2000).take_while(|_| calls.take(pid, now)).count()
@@ -66,7 +74,7 @@ mod tests {
     #[test]
     fn a_process_that_calls_too_often_waits_and_others_do_not() {
         // FAULTS 49
-        let (calls, now) = (Calls::default(), Instant::now());
+        let (calls, now) = (Calls::new(CALLS_PER_SECOND, BURST), Instant::now());
         assert_eq!(takes(&calls, 1, now) as f64, BURST);
         assert_eq!(takes(&calls, 1, now), 0);
         assert_eq!(takes(&calls, 2, now) as f64, BURST);
@@ -80,7 +88,7 @@ mod tests {
 
     #[test]
     fn processes_that_are_gone_are_forgotten() {
-        let (calls, now) = (Calls::default(), Instant::now());
+        let (calls, now) = (Calls::new(CALLS_PER_SECOND, BURST), Instant::now());
         for pid in 0..10_000 {
             let when = now + Duration::from_millis(u64::try_from(pid).unwrap());
             assert!(calls.take(pid, when));

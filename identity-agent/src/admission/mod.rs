@@ -1,6 +1,7 @@
 //! The checks before every method on the socket: the header, who calls, and how often.
 
 mod calls;
+mod follower;
 mod streams;
 
 use std::{sync::Arc, time::Instant};
@@ -8,17 +9,16 @@ use std::{sync::Arc, time::Instant};
 use postern_proto::SECURITY_HEADER;
 use tonic::{Request, Status};
 
-use self::{
-    calls::Calls,
-    streams::{OpenStream, Streams},
-};
+use self::streams::Streams;
 use crate::{
     agent::{Agent, Entitled},
     caller::{Caller, PinError, PinnedProcess},
     telemetry::ReasonLabel,
 };
 
-pub(crate) use streams::OpenStream as Admitted;
+pub(crate) use calls::Calls;
+pub(crate) use follower::Follower;
+use streams::OpenStream as Admitted;
 
 /// Lets callers in, or not.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Admission {
         Self {
             agent,
             streams: Arc::default(),
-            calls: Calls::default(),
+            calls: Calls::new(CALLS_PER_SECOND, BURST),
         }
     }
 
@@ -79,18 +79,19 @@ impl Admission {
     }
 
     /// May this process open one more stream?
-    pub(crate) fn stream(&self, process: &PinnedProcess) -> Result<OpenStream, Status> {
-        let open = self
-            .streams
-            .clone()
-            .open(process.pid(), &self.agent.metrics.streams);
-        open.map_or_else(
-            || {
+    pub(crate) fn stream(
+        &self,
+        process: Arc<PinnedProcess>,
+        method: &'static str,
+    ) -> Result<Follower, Status> {
+        let streams = self.streams.clone();
+        match streams.open(process.pid(), &self.agent.metrics.streams) {
+            Some(open) => Ok(Follower::new(self.agent.clone(), process, method, open)),
+            None => {
                 let text = "too many streams are open; close some";
                 self.refuse("too_many_streams", Status::resource_exhausted(text))
-            },
-            Ok,
-        )
+            }
+        }
     }
 }
 
@@ -114,17 +115,23 @@ pub fn has_header<T>(request: &Request<T>) -> Result<(), Status> {
 pub(crate) async fn on_a_thread<T: Send + 'static>(
     agent: &Arc<Agent>,
     process: &Arc<PinnedProcess>,
+    method: &'static str,
     work: impl FnOnce(&Agent, &Entitled) -> Result<T, Status> + Send + 'static,
-) -> Result<T, Status> {
+) -> Result<(Entitled, T), Status> {
     let (agent, process) = (agent.clone(), process.clone());
     tokio::task::spawn_blocking(move || {
         let entitled = agent
             .entitled(&process)
-            .inspect_err(|refusal| agent.log_refusal(&process, refusal))
+            .inspect_err(|refusal| agent.refused(method, &process, refusal))
             // Clients know this text.
             .map_err(|_| Status::permission_denied("no identity issued"))?;
-        work(&agent, &entitled)
+        let done = work(&agent, &entitled)?;
+        Ok((entitled, done))
     })
     .await
     .map_err(|_| Status::internal("attestation failed"))?
 }
+
+/// More tokens a second than any app needs that keeps them while they last.
+const CALLS_PER_SECOND: f64 = 100.0;
+const BURST: f64 = 500.0;

@@ -49,6 +49,11 @@ impl Warm {
         &self.spiffe_id
     }
 
+    /// Its serial number, in hexadecimal.
+    pub fn serial(&self) -> String {
+        hexadecimal(&self.issued.serial)
+    }
+
     /// When it is to be renewed.
     pub fn renew_at(&self) -> Instant {
         self.renew_at
@@ -107,6 +112,10 @@ impl WarmSvids {
         self.0
             .retain(|_, warm| !warm.is_due() || Arc::strong_count(warm) > 1);
     }
+}
+
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Is it valid no more, or not yet?

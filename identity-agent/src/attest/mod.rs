@@ -95,6 +95,9 @@ pub enum AttestError {
     /// It cannot be pinned, or ended meanwhile.
     #[error(transparent)]
     Pin(#[from] PinError),
+    /// It became another one again and again while it was looked at.
+    #[error("it changes its program, user or control group faster than it can be looked at")]
+    Restless,
     /// Its state cannot be read, or is not what a kernel writes.
     #[error("its state under /proc cannot be read")]
     Unreadable,
@@ -154,7 +157,15 @@ impl Attestors {
     /// # Errors
     /// [`AttestError`]; callers give no identity.
     pub fn attest(&self, process: &PinnedProcess) -> Result<Attested, AttestError> {
-        process.read(|folder| self.look_at(process, folder))?
+        for _ in 0..READINGS {
+            let before = process.moment()?;
+            let attested = process.read(|folder| self.look_at(process, folder))??;
+            // All that was read must be of one program, one user and one control group.
+            if process.moment()? == before {
+                return Ok(attested);
+            }
+        }
+        Err(AttestError::Restless)
     }
 
     fn look_at(
@@ -265,6 +276,9 @@ pub(crate) fn read_text(path: &Path) -> io::Result<String> {
 pub(crate) fn inode_of(path: &Path) -> Option<u64> {
     fs::metadata(path).ok().map(|found| found.ino())
 }
+
+/// A process that is another one at the end of so many readings is refused.
+const READINGS: usize = 3;
 
 const MAX_TEXT_BYTES: u64 = 256 << 10;
 

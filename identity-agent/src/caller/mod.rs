@@ -9,17 +9,21 @@ mod listener;
 
 use std::{
     io,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::PathBuf,
     sync::Arc,
 };
 
 use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
+use pidfd_util::{PidFd, PidFdExt as _};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
 };
-use tokio::{io::unix::AsyncFd, net::UnixStream};
+use tokio::{io::unix::AsyncFd, net::UnixStream, sync::watch};
 
 pub use listener::{Caller, Connection, bind, incoming};
 
@@ -31,6 +35,27 @@ pub struct PinnedProcess {
     pid: i32,
     uid: u32,
     handle: OwnedFd,
+    /// How often the kernel told something of it.
+    changed: watch::Sender<u64>,
+}
+
+/// What a process is at a moment. Another program, user or control group makes it another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moment {
+    standing: Standing,
+    /// Its control groups in all hierarchies, as the kernel lists them.
+    groups: String,
+    /// Device and inode of the running program.
+    program: Option<(u64, u64)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Standing {
+    /// By the word of its pidfd (Linux 6.13): effective user and group, and the number of its control
+    /// group in the unified hierarchy.
+    Handle { owner: [u32; 2], cgroup: u64 },
+    /// Users and groups as its folder under `/proc` has them.
+    Folder { owner: [[u32; 4]; 2] },
 }
 
 impl PinnedProcess {
@@ -76,7 +101,12 @@ impl PinnedProcess {
 
     /// The kernel hands out a pidfd of a process that is dead and reaped as well.
     fn alive(pid: i32, uid: u32, handle: OwnedFd) -> Result<Self, PinError> {
-        let pinned = Self { pid, uid, handle };
+        let pinned = Self {
+            pid,
+            uid,
+            handle,
+            changed: watch::Sender::new(0),
+        };
         match pinned.is_alive() {
             true => Ok(pinned),
             false => Err(PinError::Gone),
@@ -90,7 +120,7 @@ impl PinnedProcess {
     pub fn by_number(pid: i32) -> Result<Self, PinError> {
         let handle = open_by_number(pid)?;
         let uid = std::fs::metadata(format!("/proc/{pid}"))
-            .map(|found| std::os::unix::fs::MetadataExt::uid(&found))
+            .map(|found| found.uid())
             .map_err(|_| PinError::Gone)?;
         Self::alive(pid, uid, handle)
     }
@@ -136,6 +166,49 @@ impl PinnedProcess {
         } else {
             Err(PinError::Gone)
         }
+    }
+
+    /// What the process is now.
+    ///
+    /// # Errors
+    /// [`PinError::Gone`] when it has ended, or cannot be read.
+    pub fn moment(&self) -> Result<Moment, PinError> {
+        let told = self.standing_by_handle();
+        self.read(|folder| {
+            let standing = match told {
+                Some(told) => told,
+                None => standing_by_folder(folder)?,
+            };
+            let program = std::fs::metadata(folder.join("exe")).ok();
+            Some(Moment {
+                standing,
+                groups: read_text(&folder.join("cgroup")).ok()?,
+                program: program.map(|found| (found.dev(), found.ino())),
+            })
+        })?
+        .ok_or(PinError::Gone)
+    }
+
+    /// None where the kernel is too old to tell.
+    fn standing_by_handle(&self) -> Option<Standing> {
+        let handle = PidFd::from(self.handle.try_clone().ok()?);
+        let creds = handle.get_creds().ok()?;
+        let cgroup = handle.get_cgroupid().ok()?;
+        Some(Standing::Handle {
+            owner: [creds.euid, creds.egid],
+            cgroup,
+        })
+    }
+
+    /// Fires when the kernel tells something of the process: another program, user or group.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The kernel told something of it.
+    pub fn has_changed(&self) {
+        self.changed
+            .send_modify(|number| *number = number.wrapping_add(1));
     }
 
     /// Waits for the end of the process.
@@ -186,6 +259,13 @@ pub enum PinError {
     Kernel(io::Error),
 }
 
+fn standing_by_folder(folder: &ProcFolder) -> Option<Standing> {
+    let status = procfs::status(&read_text(&folder.join("status")).ok()?)?;
+    Some(Standing::Folder {
+        owner: [status.uids, status.gids],
+    })
+}
+
 fn open_by_number(pid: i32) -> Result<OwnedFd, PinError> {
     let pid = Pid::from_raw(pid).ok_or(PinError::Gone)?;
     let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| PinError::Gone)?;
@@ -205,7 +285,7 @@ mod tests {
     use nix::sys::socket::{getsockopt, sockopt};
     use tokio::net::UnixStream;
 
-    use super::{PinError, PinnedProcess};
+    use super::{PinError, PinnedProcess, Standing, standing_by_folder};
 
     fn runtime() -> tokio::runtime::Runtime {
         let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -222,6 +302,34 @@ mod tests {
         assert_eq!(PinnedProcess::at(&ours).unwrap().pid(), own);
         let found = PinnedProcess::without_peers_pidfd(peer).unwrap();
         assert_eq!((found.pid(), found.uid()), (own, peer.uid()));
+    }
+
+    #[test]
+    fn both_ways_of_looking_see_that_a_process_is_another() {
+        // FAULTS 6, 11
+        let mut child = Command::new("sh");
+        let mut child = child
+            .args(["-c", "read go; exec sleep 60"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let process = PinnedProcess::by_number(i32::try_from(child.id()).unwrap()).unwrap();
+        let by_folder = || process.read(standing_by_folder).unwrap().unwrap();
+        let (before, folder) = (process.moment().unwrap(), by_folder());
+        assert_eq!(process.moment().unwrap(), before);
+        assert_eq!(by_folder(), folder);
+        assert!(matches!(folder, Standing::Folder { .. }));
+        // Two programs, one after the other.
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"go\n").unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while process.moment().unwrap().program == before.program {
+            assert!(std::time::Instant::now() < end, "it never became another");
+            std::thread::yield_now();
+        }
+        assert_eq!(process.moment().unwrap().standing, before.standing);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(process.moment(), Err(PinError::Gone)));
     }
 
     #[test]

@@ -66,8 +66,11 @@ impl State {
             if self.wanted.is_none() {
                 continue;
             }
-            let held = self.caller.held().await?;
+            let (entitled, held) = self.caller.held().await?;
             let answer = self.difference(&held);
+            if answer.is_some() {
+                self.caller.told(&entitled, &held);
+            }
             self.held = Some(held);
             if answer.is_some() {
                 return Ok(answer);
@@ -78,7 +81,7 @@ impl State {
     fn hear(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         is_of_secrets(&request.type_url)?;
         if let Some(why) = &request.error_detail {
-            log_refusal(&self.caller.process, why);
+            log_refusal(&self.caller.follower.process, why);
         }
         let subscribe = request.resource_names_subscribe;
         match &mut self.wanted {

@@ -20,8 +20,9 @@ use postern_proto::sds::{
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    admission::{Admission, Admitted, on_a_thread},
-    agent::Agent,
+    admission::{Admission, Follower, on_a_thread},
+    agent::{Agent, Entitled},
+    audit,
     caller::PinnedProcess,
     workload_api::stream::{Held, unavailable},
 };
@@ -48,7 +49,7 @@ impl SecretDiscoveryService for Sds {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
-        let caller = Subscriber::of(&self.admission, &request)?;
+        let caller = Subscriber::of(&self.admission, &request, "DeltaSecrets")?;
         Ok(Response::new(delta::stream(caller, request.into_inner())))
     }
 
@@ -56,7 +57,7 @@ impl SecretDiscoveryService for Sds {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        let caller = Subscriber::of(&self.admission, &request)?;
+        let caller = Subscriber::of(&self.admission, &request, "StreamSecrets")?;
         Ok(Response::new(state_of_world::stream(
             caller,
             request.into_inner(),
@@ -71,7 +72,9 @@ impl SecretDiscoveryService for Sds {
         self.admission.call(&process)?;
         let request = request.into_inner();
         is_of_secrets(&request.type_url)?;
-        let held = held(&self.admission.agent, &process).await?;
+        let agent = &self.admission.agent;
+        let (entitled, held) = on_a_thread(agent, &process, FETCH, held).await?;
+        audit::told(FETCH, &process, &entitled, &held.serials());
         let own = self.admission.agent.authority.trust_domain().id_string();
         state_of_world::answer(&request.resource_names, &held, &own, "1".into()).map(Response::new)
     }
@@ -79,46 +82,43 @@ impl SecretDiscoveryService for Sds {
 
 /// Who reads a stream.
 struct Subscriber {
-    agent: Arc<Agent>,
-    process: Arc<PinnedProcess>,
-    changes: tokio::sync::watch::Receiver<u64>,
+    follower: Follower,
     own: String,
-    _open: Admitted,
 }
 
 impl Subscriber {
-    fn of<T>(admission: &Admission, request: &Request<T>) -> Result<Self, Status> {
+    fn of<T>(
+        admission: &Admission,
+        request: &Request<T>,
+        method: &'static str,
+    ) -> Result<Self, Status> {
         let process = admission.caller(request)?;
-        let open = admission.stream(&process)?;
-        let agent = admission.agent.clone();
         Ok(Self {
-            changes: agent.changes(),
-            own: agent.authority.trust_domain().id_string(),
-            agent,
-            process,
-            _open: open,
+            follower: admission.stream(process, method)?,
+            own: admission.agent.authority.trust_domain().id_string(),
         })
     }
 
-    /// What it holds now.
-    async fn held(&mut self) -> Result<Held, Status> {
-        self.changes.mark_unchanged();
-        held(&self.agent, &self.process).await
+    /// What it holds now, and by what right.
+    async fn held(&mut self) -> Result<(Entitled, Held), Status> {
+        self.follower.now(held).await
     }
 
     /// Waits until that is to be looked at again.
     async fn wait(&mut self, held: Option<&Held>) {
-        let renew_at = held.and_then(Held::renew_at);
-        let changes = &mut self.changes;
-        crate::workload_api::stream::wait(&self.agent, &self.process, changes, renew_at).await;
+        self.follower.wait(held.and_then(Held::renew_at)).await;
+    }
+
+    fn told(&self, entitled: &Entitled, held: &Held) {
+        let Follower {
+            process, method, ..
+        } = &self.follower;
+        audit::told(method, process, entitled, &held.serials());
     }
 }
 
-async fn held(agent: &Arc<Agent>, process: &Arc<PinnedProcess>) -> Result<Held, Status> {
-    let now = |agent: &Agent, entitled: &_| {
-        Held::now(agent, entitled).map_err(|error| unavailable(&error))
-    };
-    on_a_thread(agent, process, now).await
+fn held(agent: &Agent, entitled: &Entitled) -> Result<Held, Status> {
+    Held::now(agent, entitled).map_err(|error| unavailable(&error))
 }
 
 fn is_of_secrets(type_url: &str) -> Result<(), Status> {
@@ -130,6 +130,8 @@ fn is_of_secrets(type_url: &str) -> Result<(), Status> {
         ))),
     }
 }
+
+const FETCH: &str = "FetchSecrets";
 
 /// Says that a reader did not take what it was sent. It will get the next change.
 fn log_refusal(process: &PinnedProcess, why: &Nack) {

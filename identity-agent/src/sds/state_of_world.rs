@@ -59,7 +59,7 @@ impl State {
             if self.sent.is_none() && !is_asked {
                 continue;
             }
-            let held = self.caller.held().await?;
+            let (entitled, held) = self.caller.held().await?;
             let is_same = self.sent.as_ref().is_some_and(|sent| sent.held == held);
             if is_same && !is_asked {
                 continue;
@@ -67,6 +67,7 @@ impl State {
             self.answers += 1;
             let nonce = self.answers.to_string();
             let answer = answer(&self.names, &held, &self.caller.own, nonce.clone())?;
+            self.caller.told(&entitled, &held);
             self.sent = Some(Sent { held, nonce });
             return Ok(Some(answer));
         }
@@ -86,7 +87,7 @@ impl State {
     fn asks(&mut self, request: DiscoveryRequest) -> Result<bool, Status> {
         is_of_secrets(&request.type_url)?;
         if let Some(why) = &request.error_detail {
-            log_refusal(&self.caller.process, why);
+            log_refusal(&self.caller.follower.process, why);
         }
         // The first question may carry the nonce of an earlier stream, as after our restart.
         if let Some(sent) = &self.sent {

@@ -18,6 +18,7 @@ use super::stream::unavailable;
 use crate::{
     admission::on_a_thread,
     agent::{Agent, Entitled},
+    audit,
     caller::PinnedProcess,
 };
 
@@ -34,16 +35,16 @@ pub(super) async fn fetch(
             Status::invalid_argument(format!("spiffe_id is no SPIFFE ID: {error}"))
         })?),
     };
-    let caller = process.clone();
-    on_a_thread(agent, process, move |agent, entitled| {
-        issue(agent, &caller, entitled, &audience, wanted.as_ref())
-    })
-    .await
+    let issued = on_a_thread(agent, process, FETCH, move |agent, entitled| {
+        issue(agent, entitled, &audience, wanted.as_ref())
+    });
+    let (entitled, answer) = issued.await?;
+    audit::told(FETCH, process, &entitled, &[]);
+    Ok(answer)
 }
 
 fn issue(
     agent: &Agent,
-    process: &PinnedProcess,
     entitled: &Entitled,
     audience: &[String],
     wanted: Option<&SpiffeId>,
@@ -58,8 +59,6 @@ fn issue(
             .map_err(|error| unavailable(&error))?;
         agent.metrics.jwt_svids_issued.inc();
         tracing::info!(
-            pid = process.pid(),
-            uid = process.uid(),
             workload = %workload.name,
             spiffe_id = %workload.spiffe_id,
             ?audience,
@@ -108,8 +107,8 @@ pub(super) async fn validate(
         [] => BTreeSet::new(),
         _ => {
             let of_caller = |_: &Agent, entitled: &Entitled| Ok(entitled.federates_with());
-            let known = on_a_thread(agent, process, of_caller).await;
-            known.unwrap_or_default()
+            let known = on_a_thread(agent, process, "ValidateJWTSVID", of_caller).await;
+            known.map(|(_, known)| known).unwrap_or_default()
         }
     };
     let bundles = agent.jwt_bundles(&federates_with);
@@ -149,6 +148,8 @@ fn of_json(value: serde_json::Value) -> Value {
     };
     Value { kind: Some(kind) }
 }
+
+const FETCH: &str = "FetchJWTSVID";
 
 const MAX_AUDIENCES: usize = 32;
 const MAX_AUDIENCE_BYTES: usize = 1024;

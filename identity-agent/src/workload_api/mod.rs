@@ -37,9 +37,8 @@ impl WorkloadApi {
         request: &Request<T>,
     ) -> Result<Response<Stream<M>>, Status> {
         let process = self.admission.with_header(request)?;
-        let open = self.admission.stream(&process)?;
-        let agent = self.admission.agent.clone();
-        Ok(Response::new(stream::of(agent, process, open)))
+        let follower = self.admission.stream(process, M::METHOD)?;
+        Ok(Response::new(stream::of(follower)))
     }
 
     fn call<T>(&self, request: &Request<T>) -> Result<Arc<PinnedProcess>, Status> {

@@ -14,23 +14,21 @@ use postern_policies::model::workload::WorkloadName;
 use postern_proto::workload_api::{
     JwtBundlesResponse, X509BundlesResponse, X509svid, X509svidResponse,
 };
-use tokio::sync::watch;
 use tonic::Status;
 
 use crate::{
-    admission::{Admitted, on_a_thread},
+    admission::Follower,
     agent::{Agent, Entitled, Trust, Warm},
+    audit,
     authority::StateError,
-    caller::PinnedProcess,
 };
 
 /// A stream of one method.
-pub(crate) fn of<M: Message>(
-    agent: Arc<Agent>,
-    process: Arc<PinnedProcess>,
-    open: Admitted,
-) -> BoxStream<'static, Result<M, Status>> {
-    let subscription = Subscription::<M>::new(agent, process, open);
+pub(crate) fn of<M: Message>(follower: Follower) -> BoxStream<'static, Result<M, Status>> {
+    let subscription = Subscription::<M> {
+        follower,
+        sent: None,
+    };
     // An error is the last message.
     stream::unfold(Some(subscription), |subscription| async {
         let mut subscription = subscription?;
@@ -44,6 +42,9 @@ pub(crate) fn of<M: Message>(
 
 /// What the answers of a method are made of.
 pub(crate) trait Message: Sized + Send + 'static {
+    /// Its name, for the audit log.
+    const METHOD: &'static str;
+
     /// What the client has once it got the message.
     type State: PartialEq + Send + Sync + 'static;
 
@@ -53,6 +54,11 @@ pub(crate) trait Message: Sized + Send + 'static {
     /// When a part of it is to be renewed.
     fn renew_at(_: &Self::State) -> Option<Instant> {
         None
+    }
+
+    /// The serial numbers of the X.509-SVIDs in it, for the audit log.
+    fn serials(_: &Self::State) -> Vec<String> {
+        Vec::new()
     }
 
     /// The message that brings the client there.
@@ -91,6 +97,11 @@ impl Held {
         })
     }
 
+    /// The serial numbers of the SVIDs.
+    pub(crate) fn serials(&self) -> Vec<String> {
+        self.svids.iter().map(|svid| svid.warm.serial()).collect()
+    }
+
     /// When the first of the SVIDs is to be renewed.
     pub(crate) fn renew_at(&self) -> Option<Instant> {
         self.svids.iter().map(|svid| svid.warm.renew_at()).min()
@@ -111,6 +122,8 @@ impl PartialEq for Held {
 }
 
 impl Message for X509svidResponse {
+    const METHOD: &'static str = "FetchX509SVID";
+
     type State = Held;
 
     fn state(agent: &Agent, entitled: &Entitled) -> Result<Held, Status> {
@@ -119,6 +132,10 @@ impl Message for X509svidResponse {
 
     fn renew_at(held: &Held) -> Option<Instant> {
         held.renew_at()
+    }
+
+    fn serials(held: &Held) -> Vec<String> {
+        held.serials()
     }
 
     fn of(_: &Agent, held: &Held) -> Self {
@@ -138,6 +155,8 @@ impl Message for X509svidResponse {
 }
 
 impl Message for X509BundlesResponse {
+    const METHOD: &'static str = "FetchX509Bundles";
+
     type State = Arc<Trust>;
 
     fn state(agent: &Agent, entitled: &Entitled) -> Result<Arc<Trust>, Status> {
@@ -157,6 +176,8 @@ impl Message for X509BundlesResponse {
 }
 
 impl Message for JwtBundlesResponse {
+    const METHOD: &'static str = "FetchJWTBundles";
+
     type State = Vec<(String, Vec<u8>)>;
 
     fn state(agent: &Agent, entitled: &Entitled) -> Result<Self::State, Status> {
@@ -177,67 +198,28 @@ impl Message for JwtBundlesResponse {
 
 /// One stream: whose it is, and what it was sent last.
 struct Subscription<M: Message> {
-    agent: Arc<Agent>,
-    process: Arc<PinnedProcess>,
-    changes: watch::Receiver<u64>,
+    follower: Follower,
     sent: Option<M::State>,
-    _open: Admitted,
 }
 
 impl<M: Message> Subscription<M> {
-    fn new(agent: Arc<Agent>, process: Arc<PinnedProcess>, open: Admitted) -> Self {
-        Self {
-            changes: agent.changes(),
-            agent,
-            process,
-            sent: None,
-            _open: open,
-        }
-    }
-
     /// Waits for something to say, and says it.
     async fn next(&mut self) -> Result<M, Status> {
         loop {
-            self.wait().await;
-            self.changes.mark_unchanged();
-            let state = on_a_thread(&self.agent, &self.process, M::state).await?;
+            // The first time there is a reason to look.
+            if let Some(sent) = &self.sent {
+                self.follower.wait(M::renew_at(sent)).await;
+            }
+            let (entitled, state) = self.follower.now(M::state).await?;
             if self.sent.as_ref() == Some(&state) {
                 continue;
             }
-            let message = M::of(&self.agent, &state);
+            let Follower { agent, process, .. } = &self.follower;
+            audit::told(M::METHOD, process, &entitled, &M::serials(&state));
+            let message = M::of(agent, &state);
             self.sent = Some(state);
             return Ok(message);
         }
-    }
-
-    /// Waits until there is a reason to look again. The first time there is.
-    async fn wait(&mut self) {
-        let Some(sent) = &self.sent else { return };
-        wait(
-            &self.agent,
-            &self.process,
-            &mut self.changes,
-            M::renew_at(sent),
-        )
-        .await;
-    }
-}
-
-/// Waits until somebody's right, or what he holds, is to be looked at again.
-pub(crate) async fn wait(
-    agent: &Agent,
-    process: &Arc<PinnedProcess>,
-    changes: &mut watch::Receiver<u64>,
-    renew_at: Option<Instant>,
-) {
-    let timer = agent.reattest;
-    let until_renewal = renew_at.map_or(timer, |at| {
-        at.saturating_duration_since(Instant::now()).min(timer)
-    });
-    tokio::select! {
-        _ = changes.changed() => {}
-        () = tokio::time::sleep(until_renewal) => {}
-        _ = process.clone().ended() => {}
     }
 }
 

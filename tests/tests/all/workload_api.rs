@@ -152,6 +152,64 @@ fn openssl_verifies_what_was_written() {
 }
 
 #[test]
+fn what_is_told_passes_the_strictest_client() {
+    let mut other = World::new().unwrap();
+    other.agent_of("other.test", "", "").unwrap();
+    let bundle = other
+        .admin(&["bundle", "show", "--format", "spiffe"])
+        .unwrap();
+    let mut world = World::new().unwrap();
+    let bundle = String::from_utf8(bundle.stdout).unwrap();
+    world.write("other.json", &bundle).unwrap();
+    let uid = rustix::process::geteuid().as_raw();
+    let workloads = ["one", "two"].map(|name| {
+        format!(
+            "apiVersion: postern.dev/v1\nkind: Workload\nmetadata: {{name: {name}}}\n\
+             spec: {{spiffeID: 'spiffe://example.org/{name}', hint: {name}, \
+             federatesWith: [other.test], dnsNames: [{name}.test], \
+             selectors: ['unix:uid:{uid}']}}\n---\n"
+        )
+    });
+    let federation = "federation: {trustDomains: [{name: other.test, bundleFile: other.json}]}\n";
+    let socket = world.agent_with(&workloads.concat(), federation).unwrap();
+    let python = root().join("target/python/bin/python");
+    let script = root().join("tests/python/strict.py");
+    let address = format!("unix:{}", socket.display());
+    let arguments = [script.to_str().unwrap(), &address];
+    let output = run(python.to_str().unwrap(), &arguments).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.lines().count() > 50,
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(said.lines().all(|line| line == "ok"), "{said}");
+}
+
+#[test]
+fn the_same_line_on_a_terminal_is_for_people() {
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("1h")).unwrap();
+    let agent = binaries().unwrap().join("postern-agent");
+    let line = format!(
+        "{} api fetch -socketPath {}",
+        agent.display(),
+        socket.display()
+    );
+    // A terminal of its own.
+    let script = root().join("tests/python/terminal.py");
+    let output = run("python3", &[script.to_str().unwrap(), &line]).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    assert!(said.starts_with("Received 1 svid after "), "{said}");
+    for part in [
+        "SPIFFE ID:\t\tspiffe://example.org/workload/frontend\n",
+        "SVID Valid Until:\t",
+    ] {
+        assert!(said.contains(part), "`{part}` in {said}");
+    }
+}
+
+#[test]
 fn a_process_that_is_no_workload_gets_no_identity() {
     let mut world = World::new().unwrap();
     let other = workload("1h").replace("unix:uid:", "unix:uid:9");

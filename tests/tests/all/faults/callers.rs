@@ -112,6 +112,56 @@ fn a_stream_ends_when_its_process_executes_another_program() {
 }
 
 #[test]
+#[ignore = "needs root, to hear of processes from the kernel"]
+fn root_a_stream_ends_at_once_when_its_process_executes_another_program() {
+    // FAULTS 5: long before the timer.
+    let documents = by_program();
+    let python_alone = documents.split("---\n").next().unwrap();
+    let world = world(python_alone, "reattest: {every: 1h}\n");
+    assert_eq!(
+        script(&world, "callers.py", "executes_later", &[&sleep()]),
+        ["spiffe://example.org/python", DENIED]
+    );
+}
+
+#[test]
+#[ignore = "needs root, to hear of processes from the kernel and to change the user"]
+fn root_a_stream_ends_at_once_when_its_process_changes_its_user() {
+    let world = world(&workload("root", "'unix:uid:0'"), "reattest: {every: 1h}\n");
+    assert_eq!(
+        script(&world, "callers.py", "changes_user", &["12001"]),
+        ["spiffe://example.org/root", DENIED]
+    );
+}
+
+#[test]
+fn on_older_kernels_callers_are_pinned_and_told_apart_all_the_same() {
+    // FAULTS 3, 6
+    let script_of = |names: &str| {
+        let mut wrapper = Command::new("python3");
+        wrapper.arg(root().join("tests/python/old_kernel.py"));
+        wrapper.arg(names);
+        wrapper
+    };
+    for names in ["peer-pidfd", "pidfd-info", "peer-pidfd,pidfd-info"] {
+        let mut world = World::new().unwrap();
+        let both = ours() + &by_program();
+        world.agent_under(script_of(names), &both, "").unwrap();
+        assert_eq!(script(&world, "callers.py", "gone", &[]), [DENIED]);
+        assert_eq!(
+            script(&world, "callers.py", "handed", &[]),
+            ["spiffe://example.org/ours spiffe://example.org/python"],
+            "{names}"
+        );
+        assert_eq!(
+            script(&world, "callers.py", "executes", &[&sleep()]),
+            ["spiffe://example.org/ours spiffe://example.org/sleep"],
+            "{names}"
+        );
+    }
+}
+
+#[test]
 fn nobody_reads_the_agents_keys_out_of_its_memory() {
     // FAULTS 7
     let world = world(&ours(), "");

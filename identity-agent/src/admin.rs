@@ -16,7 +16,12 @@ use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::net::UnixListener;
 
-use crate::{agent::Agent, authority::Standing, caller::PinnedProcess, registry::RegistryError};
+use crate::{
+    agent::Agent,
+    authority::{Standing, StateError},
+    caller::PinnedProcess,
+    registry::RegistryError,
+};
 
 /// Answers until the task is dropped.
 pub async fn serve(listener: UnixListener, agent: Arc<Agent>) {
@@ -167,7 +172,7 @@ fn change_authority(agent: &Agent, what: &str) -> (StatusCode, Value) {
         None if what == "prepare" => agent.authority.prepare(now),
         None if what == "activate" => agent.authority.activate(now),
         Some(("taint", id)) => agent.authority.taint(id, now),
-        Some(("revoke", id)) => agent.authority.revoke_signer(id, now),
+        Some(("revoke", id)) => agent.revoke_signer(id, now),
         _ => return nothing(),
     };
     match done {
@@ -177,15 +182,23 @@ fn change_authority(agent: &Agent, what: &str) -> (StatusCode, Value) {
             agent.announce();
             (StatusCode::OK, authority(agent))
         }
-        Err(error) => (StatusCode::CONFLICT, json!({"error": error.to_string()})),
+        Err(error) => {
+            if matches!(error, StateError::Io { .. }) {
+                agent.metrics.state_writes_failed.inc();
+            }
+            (StatusCode::CONFLICT, json!({"error": error.to_string()}))
+        }
     }
 }
 
 fn workloads(agent: &Agent) -> Value {
-    let set = agent.registry.current();
+    let (set, registered) = (agent.registry.current(), agent.registry.registered());
     set.workloads()
         .map(|workload| {
+            let name = workload.name.to_string();
             json!({
+                "source": if registered.contains(&name) { "registry" } else { "folder" },
+                "document": workload.to_document(),
                 "name": workload.name.to_string(),
                 "spiffeID": workload.spiffe_id.as_str(),
                 "labels": workload.labels,

@@ -2,6 +2,7 @@
 //!
 //! Blocking where it reads files; the Workload API calls it on a thread for that.
 
+mod ledger;
 mod warm;
 
 use std::{
@@ -31,9 +32,11 @@ use crate::{
     federation::Federation,
     monitor::Followed,
     registry::{Registry, matching, nearest_misses},
-    telemetry::{Metrics, ReasonLabel},
+    telemetry::{AUDITED_REFUSALS, DRIFT_LIST, ISSUED, Metrics, ReasonLabel, WARM_SVIDS},
 };
 
+pub use ledger::Ledger;
+use ledger::{NotNoted, Record};
 pub use warm::Warm;
 use warm::WarmSvids;
 
@@ -59,7 +62,7 @@ pub struct Agent {
     /// Whom the kernel tells of.
     pub followed: Followed,
     told_refusals: Calls,
-    ledger: Mutex<Vec<Record>>,
+    ledger: Ledger,
     warm: WarmSvids,
     /// The revocation lists as signed last: signing them anew would look like a change.
     lists: Mutex<Option<SignedLists>>,
@@ -82,12 +85,25 @@ pub struct Trust {
 /// Revocation lists in DER, and when they were signed.
 type SignedLists = (Arc<[Vec<u8>]>, Instant);
 
-/// An SVID that is out there.
-#[derive(Debug, Clone)]
-struct Record {
-    workload: WorkloadName,
-    pod: Pod,
-    svid: RevokedSvid,
+/// What an agent is put together from.
+#[derive(Debug)]
+pub struct Parts {
+    /// See [`Agent::attestors`].
+    pub attestors: Attestors,
+    /// See [`Agent::registry`].
+    pub registry: Registry,
+    /// See [`Agent::authority`].
+    pub authority: Authority,
+    /// See [`Agent::federation`].
+    pub federation: Federation,
+    /// See [`Agent::policies`].
+    pub policies: Option<Policies>,
+    /// The SVIDs that are out there.
+    pub ledger: Ledger,
+    /// See [`Agent::metrics`].
+    pub metrics: Arc<Metrics>,
+    /// See [`Agent::reattest`].
+    pub reattest: Duration,
 }
 
 /// What a caller is entitled to at this moment. Never empty.
@@ -134,35 +150,27 @@ impl Refusal {
 }
 
 impl Agent {
-    /// Puts the parts together.
-    pub fn new(
-        attestors: Attestors,
-        registry: Registry,
-        authority: Authority,
-        federation: Federation,
-        policies: Option<Policies>,
-        metrics: Arc<Metrics>,
-        reattest: Duration,
-    ) -> Self {
+    /// Puts the parts together. What was issued to Workloads that are gone is taken back.
+    pub fn new(parts: Parts) -> Self {
         let agent = Self {
-            attestors,
-            registry,
-            authority,
-            federation,
-            policies,
+            attestors: parts.attestors,
+            registry: parts.registry,
+            authority: parts.authority,
+            federation: parts.federation,
+            policies: parts.policies,
             drift: Drift::default(),
-            metrics,
-            reattest,
+            metrics: parts.metrics,
+            reattest: parts.reattest,
             followed: Followed::default(),
             told_refusals: Calls::new(REFUSALS_PER_SECOND, REFUSALS_AT_ONCE),
-            ledger: Mutex::default(),
+            ledger: parts.ledger,
             warm: WarmSvids::default(),
             lists: Mutex::default(),
             trust: Mutex::default(),
             told: ArcSwap::default(),
             changed: watch::Sender::new(0),
         };
-        agent.renew_told();
+        agent.announce_documents();
         agent
     }
 
@@ -186,8 +194,40 @@ impl Agent {
 
     /// Tells every stream to look again: the Workloads or policies are others.
     pub fn announce_documents(&self) {
+        self.warn_of_what_cannot_be();
         self.renew_told();
+        self.take_back_what_is_nobodys();
         self.announce();
+    }
+
+    /// A Workload that nobody can be, or whose friends are strangers here, is probably a mistake.
+    fn warn_of_what_cannot_be(&self) {
+        let set = self.registry.current();
+        for workload in set.workloads() {
+            let mut selectors = workload.selectors.iter();
+            if let Some(selector) = selectors.find(|one| !self.attestors.knows(one.kind())) {
+                tracing::warn!(workload = %workload.name, %selector, "no attestor can state this selector");
+            }
+            for other in &workload.federates_with {
+                let mut peers = self.federation.peers().iter();
+                if peers.all(|peer| peer.trust_domain != *other) {
+                    tracing::warn!(workload = %workload.name, trust_domain = %other, "no `federation` tells the bundle of this trust domain");
+                }
+            }
+        }
+    }
+
+    /// Takes back what Workloads hold that are gone, or have another identity now.
+    fn take_back_what_is_nobodys(&self) {
+        let set = self.registry.current();
+        let taken = self.ledger.take(|record| {
+            let workload = set.workload(&record.workload);
+            workload.is_none_or(|workload| workload.spiffe_id.as_str() != record.spiffe_id)
+        });
+        for record in &taken {
+            self.warm.forget(&record.workload, record.pod);
+        }
+        self.take_back(&taken, SystemTime::now());
     }
 
     /// Tells every stream to look again.
@@ -207,9 +247,9 @@ impl Agent {
         let attested = self.attestors.attest(process)?;
         let set = self.registry.current();
         let now = SystemTime::now();
-        let matching = matching(set.workloads(), &attested.selectors).into_iter();
-        let in_force = matching.filter(|workload| workload.expires.is_none_or(|end| now < end));
-        let mut workloads: Vec<Workload> = in_force.cloned().collect();
+        let in_force = set.workloads().filter(|workload| workload.is_in_force(now));
+        let matching = matching(in_force, &attested.selectors).into_iter();
+        let mut workloads: Vec<Workload> = matching.cloned().collect();
         if workloads.is_empty() {
             return Err(Refusal::NoWorkload(Box::new(attested)));
         }
@@ -241,12 +281,17 @@ impl Agent {
     ) -> Result<Arc<Warm>, StateError> {
         let is_good =
             |warm: &Warm| warm.is_for(workload) && self.authority.stands_by(&warm.issued().issuer);
-        self.warm.get_or_issue((&workload.name, pod), is_good, || {
-            self.issue(workload, pod, now)
-        })
+        let is_full = || self.metrics.reached(WARM_SVIDS);
+        self.warm
+            .get_or_issue((&workload.name, pod), is_good, is_full, || {
+                self.issue(workload, pod, now)
+            })
     }
 
     fn issue(&self, workload: &Workload, pod: Pod, now: SystemTime) -> Result<Warm, StateError> {
+        self.ledger
+            .has_room()
+            .map_err(|full| self.not_noted(&full))?;
         let lifetime = workload
             .svid_ttl
             .unwrap_or_else(|| self.authority.svid_lifetime());
@@ -268,14 +313,37 @@ impl Agent {
         };
         let record = Record {
             workload: workload.name.clone(),
+            spiffe_id: workload.spiffe_id.to_string(),
             pod,
             svid,
         };
-        self.ledger
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(record);
+        if let Err(error) = self.ledger.note(record) {
+            self.not_noted(&error);
+        }
         Ok(Warm::new(workload, issued, now))
+    }
+
+    /// Takes a tainted root or key of tokens out of the bundles, and back what it signed.
+    ///
+    /// # Errors
+    /// As [`Authority::revoke_signer`].
+    pub fn revoke_signer(&self, id: &str, now: SystemTime) -> Result<(), StateError> {
+        self.authority.revoke_signer(id, now)?;
+        let taken = self
+            .ledger
+            .take(|record| warm::hexadecimal(&record.svid.issuer) == id);
+        self.take_back(&taken, now);
+        Ok(())
+    }
+
+    /// Counts and logs that the ledger cannot be kept.
+    fn not_noted(&self, error: &NotNoted) -> StateError {
+        match error {
+            NotNoted::Full => self.metrics.reached(ISSUED),
+            NotNoted::Write(_) => drop(self.metrics.state_writes_failed.inc()),
+        }
+        tracing::error!(%error, "the ledger of issued SVIDs cannot be kept");
+        StateError::TooMany
     }
 
     /// Whom somebody who federates with these trust domains may trust.
@@ -362,14 +430,10 @@ impl Agent {
     /// One round of watching: forgets what has ended, looks at every pod that holds an identity.
     /// Blocking.
     pub fn watch_pods(&self, now: SystemTime) {
-        let held: HashSet<(WorkloadName, Pod)> = {
-            let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-            ledger.retain(|record| record.svid.expires > now);
-            ledger
-                .iter()
-                .map(|record| (record.workload.clone(), record.pod))
-                .collect()
-        };
+        let held = self.ledger.held(now).unwrap_or_else(|error| {
+            self.not_noted(&error.into());
+            HashSet::new()
+        });
         self.warm.forget_due();
         self.followed.forget_ended();
         self.renew_old_lists();
@@ -398,7 +462,9 @@ impl Agent {
         let mut revoked = false;
         for (workload, pod) in watched {
             let processes = seen.get(pod).map(Vec::as_slice).unwrap_or_default();
-            for (deviation, is_new) in self.drift.compare(workload, *pod, processes, now) {
+            let is_full = || self.metrics.reached(DRIFT_LIST);
+            let found = self.drift.compare(workload, *pod, processes, now, is_full);
+            for (deviation, is_new) in found {
                 if is_new {
                     self.metrics.deviations.inc();
                     tracing::warn!(
@@ -425,30 +491,36 @@ impl Agent {
     /// Takes back what a Workload holds in a pod. Tells whether there was anything.
     fn revoke(&self, workload: &WorkloadName, pod: Pod, now: SystemTime) -> bool {
         self.warm.forget(workload, pod);
-        let taken: Vec<RevokedSvid> = {
-            let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_taken = |record: &Record| record.workload == *workload && record.pod == pod;
-            let taken = ledger
-                .iter()
-                .filter(|one| is_taken(one))
-                .map(|one| one.svid.clone())
-                .collect();
-            ledger.retain(|record| !is_taken(record));
-            taken
-        };
+        let taken = self
+            .ledger
+            .take(|record| record.workload == *workload && record.pod == pod);
+        self.take_back(&taken, now);
+        !taken.is_empty()
+    }
+
+    /// Puts SVIDs on the revocation lists.
+    fn take_back(&self, taken: &[Record], now: SystemTime) {
         if taken.is_empty() {
-            return false;
+            return;
         }
-        self.metrics
-            .svids_revoked
-            .inc_by(u64::try_from(taken.len()).unwrap_or(u64::MAX));
-        tracing::warn!(%workload, svids = taken.len(), "the identity was taken back");
-        if let Err(error) = self.authority.revoke(&taken, now) {
+        let number = u64::try_from(taken.len()).unwrap_or(u64::MAX);
+        self.metrics.svids_revoked.inc_by(number);
+        for record in taken {
+            tracing::warn!(
+                target: "audit",
+                workload = %record.workload,
+                spiffe_id = record.spiffe_id,
+                pod = ?record.pod,
+                serial = warm::hexadecimal(&record.svid.serial),
+                "taken back"
+            );
+        }
+        let svids: Vec<RevokedSvid> = taken.iter().map(|record| record.svid.clone()).collect();
+        if let Err(error) = self.authority.revoke(&svids, now) {
             self.metrics.state_writes_failed.inc();
             tracing::error!(%error, "a revocation holds, but could not be written down");
         }
         self.renew_lists();
-        true
     }
 
     /// What is true of a process, which Workloads it is, and which it nearly is, for people.
@@ -468,8 +540,9 @@ impl Agent {
         let reason = refusal.label();
         let label = ReasonLabel { reason };
         self.metrics.refused.get_or_create(&label).inc();
-        if self.told_refusals.take(process.pid(), Instant::now()) {
-            audit::refused(self, method, process, refusal);
+        match self.told_refusals.take(process.pid(), Instant::now()) {
+            true => audit::refused(self, method, process, refusal),
+            false => self.metrics.reached(AUDITED_REFUSALS),
         }
     }
 }
@@ -483,8 +556,14 @@ const LISTS_RENEWED_AFTER: Duration = Duration::from_secs(6 * 60 * 60);
 
 /// What there is to say about a process that was attested.
 pub fn explanation(pid: i32, attested: &Attested, set: &PolicySet) -> serde_json::Value {
-    let matched = matching(set.workloads(), &attested.selectors);
-    let misses = nearest_misses(set.workloads(), &attested.selectors, SHOWN_MISSES);
+    let now = SystemTime::now();
+    let in_force = || set.workloads().filter(|workload| workload.is_in_force(now));
+    let matched = matching(in_force(), &attested.selectors);
+    let misses = nearest_misses(in_force(), &attested.selectors, SHOWN_MISSES);
+    let ended = set
+        .workloads()
+        .filter(|workload| !workload.is_in_force(now));
+    let ended = matching(ended, &attested.selectors);
     let texts = |all: Vec<&Selector>| all.iter().map(ToString::to_string).collect::<Vec<_>>();
     json!({
         "pid": pid,
@@ -493,6 +572,7 @@ pub fn explanation(pid: i32, attested: &Attested, set: &PolicySet) -> serde_json
             "name": workload.name.to_string(),
             "spiffeID": workload.spiffe_id.as_str(),
         })).collect::<Vec<_>>(),
+        "expired": ended.iter().map(|workload| workload.name.to_string()).collect::<Vec<_>>(),
         "nearestMisses": misses.into_iter().map(|miss| json!({
             "name": miss.workload.name.to_string(),
             "missing": texts(miss.missing),

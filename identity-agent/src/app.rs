@@ -20,7 +20,7 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 use crate::{
     admin,
     admission::{self, Admission},
-    agent::Agent,
+    agent::{Agent, Ledger, Parts},
     attest::Attestors,
     authority::{Authority, Lifetimes, Rotation, Setting},
     caller,
@@ -70,7 +70,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
-    let health = telemetry::serve(config.health, metrics).await?;
+    let health = telemetry::serve(config.health, metrics.clone()).await?;
     let kernel = monitor::Kernel::listen()
         .inspect_err(|error| {
             tracing::info!(%error, every = ?config.reattest, "the kernel does not tell what becomes of processes; they are looked at again on the timer");
@@ -107,7 +107,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         // Spec: SPIFFE Workload Endpoint section 6.1 wants the header of every request.
         .add_service(InterceptedService::new(health_service, with_header))
         .add_service(InterceptedService::new(reflection()?, with_header))
-        .serve_with_incoming(caller::incoming(api, MAX_CONNECTIONS));
+        .serve_with_incoming(caller::incoming(api, MAX_CONNECTIONS, metrics));
 
     tracing::info!(
         trust_domain = %config.trust_domain,
@@ -194,31 +194,18 @@ fn open(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Agent> {
     let federation = Federation::open(config.federation.clone(), config.state.join("federated"))
         .context("`federation`")?;
     let attestors = Attestors::configured(&config.attestors);
-    for workload in registry.current().workloads() {
-        for selector in &workload.selectors {
-            if !attestors.knows(selector.kind()) {
-                tracing::warn!(workload = %workload.name, %selector, "no attestor can state this selector");
-            }
-        }
-        for other in &workload.federates_with {
-            if !federation
-                .peers()
-                .iter()
-                .any(|peer| peer.trust_domain == *other)
-            {
-                tracing::warn!(workload = %workload.name, trust_domain = %other, "no `federation` tells the bundle of this trust domain");
-            }
-        }
-    }
-    Ok(Agent::new(
+    let ledger = Ledger::open(&config.state, SystemTime::now())
+        .context("the ledger of issued SVIDs (`issued.jsonl` in `stateDir`)")?;
+    Ok(Agent::new(Parts {
         attestors,
         registry,
         authority,
         federation,
         policies,
+        ledger,
         metrics,
-        config.reattest,
-    ))
+        reattest: config.reattest,
+    }))
 }
 
 /// Reads the folders of Workloads and policies again whenever they look different.

@@ -113,6 +113,7 @@ impl Drift {
         pod: Pod,
         processes: &[Seen],
         now: SystemTime,
+        is_full: impl Fn(),
     ) -> Vec<(Deviation, bool)> {
         let Some(baseline) = &workload.baseline else {
             return Vec::new();
@@ -127,7 +128,8 @@ impl Drift {
             let key = (workload.name.clone(), pod, what.clone());
             let is_new = !known.contains_key(&key);
             if is_new && known.len() >= MAX_KNOWN {
-                // The list is full: the deviation still counts, it is only not remembered.
+                // The deviation still counts, it is only not remembered.
+                is_full();
                 found.push((deviation(workload, seen, what, now), true));
                 continue;
             }

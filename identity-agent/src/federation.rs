@@ -144,7 +144,8 @@ impl Federation {
             Profile::Web(None) => Trust::System,
             Profile::Web(Some(file)) => Trust::File(file.clone()),
             Profile::Spiffe(id) => {
-                let known = self.get(&peer.trust_domain);
+                // Mostly its own; another trust domain may speak for it.
+                let known = self.get(id.trust_domain());
                 let known = known.context("there is no bundle yet by which to verify it")?;
                 Trust::Spiffe(id.clone(), Arc::new(known.x509.clone()))
             }

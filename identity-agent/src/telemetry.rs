@@ -62,6 +62,15 @@ pub struct Metrics {
     pub workloads_current: Gauge,
     /// Changes of the state that could not be written.
     pub state_writes_failed: Counter,
+    /// Bounds that were reached.
+    pub bounds_reached: Family<BoundLabel, Counter>,
+}
+
+/// Which bound was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BoundLabel {
+    /// A word of a fixed list.
+    pub bound: &'static str,
 }
 
 /// Why a request was refused.
@@ -85,7 +94,15 @@ impl Metrics {
             reloads_failed: Counter::default(),
             workloads_current: Gauge::default(),
             state_writes_failed: Counter::default(),
+            bounds_reached: Family::default(),
         };
+        // Told from the start: an alert on what never was is no alert.
+        for reason in REASONS {
+            drop(metrics.refused.get_or_create(&ReasonLabel { reason }));
+        }
+        for bound in BOUNDS {
+            drop(metrics.bounds_reached.get_or_create(&BoundLabel { bound }));
+        }
         let all = &mut metrics.registry;
         all.register(
             "workload_api_streams_open",
@@ -119,7 +136,7 @@ impl Metrics {
         );
         all.register(
             "workload_reloads_failed",
-            "Readings of the Workload folder that were refused",
+            "Readings of the folders of Workloads and policies that were refused",
             metrics.reloads_failed.clone(),
         );
         all.register(
@@ -129,10 +146,22 @@ impl Metrics {
         );
         all.register(
             "state_writes_failed",
-            "Changes of the authority's state that could not be written",
+            "Changes of the state folder that could not be written",
             metrics.state_writes_failed.clone(),
         );
+        all.register(
+            "bounds_reached",
+            "Bounds that were reached",
+            metrics.bounds_reached.clone(),
+        );
         metrics
+    }
+
+    /// Counts that a bound was reached.
+    pub fn reached(&self, bound: &'static str) {
+        self.bounds_reached
+            .get_or_create(&BoundLabel { bound })
+            .inc();
     }
 
     fn render(&self) -> String {
@@ -142,6 +171,31 @@ impl Metrics {
         text
     }
 }
+
+/// Why requests are refused.
+const REASONS: [&str; 7] = [
+    "attestation",
+    "no_workload",
+    "drift",
+    "caller",
+    "security_header",
+    "too_many_calls",
+    "too_many_streams",
+];
+
+/// What can be full.
+pub(crate) const CONNECTIONS_OF_USER: &str = "connections_of_user";
+pub(crate) const WARM_SVIDS: &str = "warm_svids";
+pub(crate) const DRIFT_LIST: &str = "drift_list";
+pub(crate) const ISSUED: &str = "issued";
+pub(crate) const AUDITED_REFUSALS: &str = "audited_refusals";
+const BOUNDS: [&str; 5] = [
+    CONNECTIONS_OF_USER,
+    WARM_SVIDS,
+    DRIFT_LIST,
+    ISSUED,
+    AUDITED_REFUSALS,
+];
 
 impl Default for Metrics {
     fn default() -> Self {

@@ -46,6 +46,8 @@ pub struct Options {
     pub paths: PathNormalization,
     /// Pass over documents of kinds that are not read here, instead of refusing them.
     pub ignore_other_kinds: bool,
+    /// Refuse documents of other kinds than Workload, which nobody would look at.
+    pub workloads_only: bool,
 }
 
 impl Options {
@@ -59,6 +61,7 @@ impl Options {
             defaults: Defaults::STRICT,
             paths: PathNormalization::default(),
             ignore_other_kinds: false,
+            workloads_only: false,
         }
     }
 }

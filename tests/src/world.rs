@@ -148,6 +148,36 @@ impl World {
         Ok(command.arg(self.path().join("admin/admin.sock")).output()?)
     }
 
+    /// Is the SVID that `api fetch -write` left in this folder on a revocation list that openssl
+    /// believes? The lists are those that a caller is told now.
+    ///
+    /// # Errors
+    /// When a program cannot be run, or says something else.
+    pub fn is_revoked(&self, folder: &str) -> anyhow::Result<bool> {
+        let agent = binaries()?.join("postern-agent");
+        let line = format!(
+            "{} api fetch -output json -socketPath public/agent.sock | jq -r '.crl[]' > lists; [ -s lists ] || exit 0; \
+             : > lists.pem; while read list; do \
+             echo $list | base64 -d | openssl crl -inform DER >> lists.pem; done < lists; \
+             openssl verify -crl_check -CAfile {folder}/bundle.0.pem -untrusted {folder}/svid.0.pem \
+             -CRLfile lists.pem {folder}/svid.0.pem",
+            agent.display()
+        );
+        let mut shell = Command::new("sh");
+        let output = shell
+            .args(["-c", &line])
+            .current_dir(self.path())
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let has_no_list = said.contains("unable to get certificate CRL");
+        let is_revoked = said.contains("certificate revoked");
+        anyhow::ensure!(
+            output.status.success() || has_no_list || is_revoked,
+            "openssl says something else: {said}"
+        );
+        Ok(is_revoked)
+    }
+
     /// Starts a proxy with this configuration.
     ///
     /// # Errors

@@ -84,6 +84,7 @@ impl WarmSvids {
         &self,
         (workload, pod): (&WorkloadName, Pod),
         is_good: impl Fn(&Warm) -> bool,
+        full: impl Fn(),
         issue: impl FnOnce() -> Result<Warm, StateError>,
     ) -> Result<Arc<Warm>, StateError> {
         let is_full = self.0.len() >= MAX_WARM;
@@ -97,7 +98,10 @@ impl WarmSvids {
                 Ok(fresh)
             }
             // Too many to remember: each caller gets one of its own.
-            Entry::Vacant(_) if is_full => issue().map(Arc::new),
+            Entry::Vacant(_) if is_full => {
+                full();
+                issue().map(Arc::new)
+            }
             Entry::Vacant(free) => Ok(free.insert(Arc::new(issue()?)).clone()),
         }
     }

@@ -4,7 +4,7 @@
 //! The container is found by the process' control groups, and believed only if they lie within those
 //! of the container's first process: a name alone proves nothing.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{collections::HashMap, path::PathBuf};
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -12,14 +12,15 @@ use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::{net::UnixStream, time::timeout};
+use tokio::net::UnixStream;
 
-use super::{AttestFailed, Attestor, Subject, cgroup::Groups, read_text, wait_for};
+use super::{AttestFailed, Attestor, Subject, cgroup::Groups, read_text, service::Service};
 
 /// States `docker:` selectors.
 #[derive(Debug)]
 pub struct Docker {
     socket: PathBuf,
+    engine: Service,
 }
 
 /// What the engine tells of a container. Spec: Docker Engine API, `ContainerInspect`.
@@ -55,14 +56,14 @@ struct Config {
 impl Docker {
     /// Asks the engine at this socket.
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket }
+        Self {
+            socket,
+            engine: Service::default(),
+        }
     }
 
     fn ask(&self, id: &str) -> Result<Container, AttestFailed> {
-        wait_for(async {
-            let answer = timeout(PATIENCE, inspect(&self.socket, id)).await;
-            answer.map_err(|_| AttestFailed::new("the engine does not answer in time"))?
-        })
+        self.engine.ask("the engine", inspect(&self.socket, id))
     }
 }
 
@@ -135,8 +136,5 @@ async fn inspect(socket: &std::path::Path, id: &str) -> Result<Container, Attest
     let body = body.await.map_err(|error| failed(&error))?.to_bytes();
     serde_json::from_slice(&body).map_err(|error| failed(&error))
 }
-
-/// An engine that takes longer gives no identity.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 const MAX_ANSWER_BYTES: usize = 4 << 20;

@@ -12,12 +12,12 @@ use std::{
 
 use postern_https::{Client, Identity, Trust};
 use serde::Deserialize;
-use tokio::time::timeout;
 
 use super::{
     AttestFailed, Attestor, Subject,
     cgroup::{Groups, PodContainer},
-    read_text, wait_for,
+    read_text,
+    service::Service,
 };
 use crate::{caller::ProcFolder, config::Kubelet};
 
@@ -25,6 +25,7 @@ use crate::{caller::ProcFolder, config::Kubelet};
 #[derive(Debug)]
 pub struct Kubernetes {
     kubelet: Kubelet,
+    service: Service,
     /// What the kubelet said last; one asks, the others wait for his answer.
     said: Mutex<Option<Said>>,
 }
@@ -115,6 +116,7 @@ impl Kubernetes {
     pub fn new(kubelet: Kubelet) -> Self {
         Self {
             kubelet,
+            service: Service::default(),
             said: Mutex::default(),
         }
     }
@@ -164,12 +166,9 @@ impl Kubernetes {
         // Read anew each time: the cluster replaces them.
         let client = Client::new(&trust, identity.as_ref()).map_err(|error| failed(&error))?;
         let client = client.up_to(MAX_ANSWER_BYTES);
-        let answer = wait_for(async {
+        let answer = self.service.ask("the kubelet", async {
             let answer = client.get(&url, token.as_deref().map(str::trim));
-            match timeout(PATIENCE, answer).await {
-                Ok(answer) => answer.map_err(|error| failed(&error)),
-                Err(_) => Err(AttestFailed::new("the kubelet does not answer in time")),
-            }
+            answer.await.map_err(|error| failed(&error))
         })?;
         let list: PodList = serde_json::from_slice(&answer).map_err(|error| failed(&error))?;
         let by_uid = list
@@ -254,9 +253,6 @@ fn look_up<'p>(
         )),
     }
 }
-
-/// A kubelet that takes longer gives no identity.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 

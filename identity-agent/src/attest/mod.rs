@@ -8,6 +8,7 @@ pub mod docker;
 pub mod kubernetes;
 pub mod posture;
 pub mod procfs;
+mod service;
 pub mod systemd;
 pub mod unix;
 
@@ -37,7 +38,10 @@ pub struct Attested {
 }
 
 /// The processes that share a fate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "camelCase")]
 pub enum Pod {
     /// Those in one network namespace, by its inode number.
     Network(u64),
@@ -243,19 +247,6 @@ fn threads(folder: &ProcFolder) -> Option<Vec<Status>> {
         before = names;
     }
     None
-}
-
-/// Waits for the answer of a service, on a thread that may block.
-fn wait_for<T>(answer: impl Future<Output = Result<T, AttestFailed>>) -> Result<T, AttestFailed> {
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        return runtime.block_on(answer);
-    }
-    // A person asks, from the command line.
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|_| AttestFailed::new("nothing can be asked from here"))?;
-    runtime.block_on(answer)
 }
 
 /// Reads a text under `/proc`, up to a bound.

@@ -2,17 +2,19 @@
 //!
 //! It is asked by the process' pidfd, and by its number where it is too old for that (before 253).
 
-use std::time::Duration;
-
-use tokio::{sync::Mutex, time::timeout};
+use tokio::sync::Mutex;
 use zbus::{Connection, Fd, OwnedObjectPath, OwnedVariant};
 
-use super::{AttestFailed, Attestor, Subject, wait_for};
+use super::{
+    AttestFailed, Attestor, Subject,
+    service::{Service, wait_for},
+};
 
 /// States `systemd:` selectors.
 #[derive(Debug)]
 pub struct Systemd {
     address: String,
+    systemd: Service,
     /// Kept from one question to the next.
     bus: Mutex<Option<Connection>>,
 }
@@ -22,6 +24,7 @@ impl Systemd {
     pub fn new(address: String) -> Self {
         Self {
             address,
+            systemd: Service::default(),
             bus: Mutex::default(),
         }
     }
@@ -105,15 +108,10 @@ impl Attestor for Systemd {
 
     fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str)) -> Result<(), AttestFailed> {
         let failed = |why: &dyn std::fmt::Display| AttestFailed::new(format!("systemd: {why}"));
-        let unit = wait_for(async {
-            let answer = match timeout(PATIENCE, self.unit(subject)).await {
-                Ok(Ok(unit)) => return Ok(unit),
-                Ok(Err(error)) => failed(&error),
-                Err(_) => failed(&"no answer in time"),
-            };
+        let asked = async { self.unit(subject).await.map_err(|error| failed(&error)) };
+        let unit = self.systemd.ask("systemd", asked).inspect_err(|_| {
             // The next question begins anew.
-            *self.bus.lock().await = None;
-            Err(answer)
+            let _ = wait_for(async { *self.bus.lock().await = None });
         })?;
         let Some([id, file]) = unit else {
             return Ok(());
@@ -130,6 +128,3 @@ const SYSTEMD: &str = "org.freedesktop.systemd1";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const UNKNOWN_METHOD: &str = "org.freedesktop.DBus.Error.UnknownMethod";
 const NO_UNIT: &str = "org.freedesktop.systemd1.NoUnitForPID";
-
-/// A bus that takes longer gives no identity.
-const PATIENCE: Duration = Duration::from_secs(3);

@@ -11,7 +11,7 @@ use std::{
 
 use aws_lc_rs::digest;
 
-use super::{AttestFailed, Attestor, Subject, read_text};
+use super::{AttestFailed, Attestor, Subject, inode_of, read_text};
 use crate::caller::ProcFolder;
 
 /// States `unix:` selectors.
@@ -58,7 +58,13 @@ impl Attestor for Unix {
 /// The path of the running program, if a file of that path is the running program.
 ///
 /// A deleted or replaced one has no path; a file that is really named `x (deleted)` has.
+///
+/// Who lives in a user namespace of its own may mount anything anywhere, so its paths say nothing.
 pub fn program(folder: &ProcFolder) -> Option<String> {
+    let users = |folder: &ProcFolder| inode_of(&folder.join("ns/user"));
+    if users(folder)? != users(&ProcFolder::own())? {
+        return None;
+    }
     let link = fs::read_link(folder.join("exe")).ok()?;
     let running = fs::metadata(folder.join("exe")).ok()?;
     // Seen from the process' own root: a container's paths are not the host's.

@@ -123,9 +123,10 @@ impl Authority {
     /// is prepared at once.
     fn follow_upstream(&self, now: SystemTime) -> Result<(), StateError> {
         let state = self.state();
-        let has_above = |root: &Root| root.above.is_some();
+        let upstream = self.setting.upstream.as_ref();
+        let wanted = upstream.map(Upstream::above).transpose()?;
         let newest = state.roots.iter().last();
-        let fits = newest.is_none_or(|root| has_above(root) == self.setting.upstream.is_some());
+        let fits = newest.is_none_or(|root| root.above == wanted);
         if fits || state.roots.prepare_for(now).is_err() {
             return Ok(());
         }
@@ -230,7 +231,7 @@ impl Authority {
         if !state.revoked.iter().any(|one| in_force(&one)) {
             return Ok(Vec::new());
         }
-        let lists = state.roots.iter().map(|root| {
+        let lists = state.roots.iter().chain(state.former.iter()).map(|root| {
             let of_root = state.revoked.iter().filter(in_force);
             let of_root = of_root.filter(|one| one.issuer == root.serial);
             let revoked: Vec<&Revoked> = of_root.collect();
@@ -273,6 +274,7 @@ impl Authority {
         let mut next = State::clone(&guard);
         // Both, whatever the first says.
         let mut changed = next.roots.forget_ended(now) | next.jwt_keys.forget_ended(now);
+        changed |= next.former.forget_ended(now);
         if let Some(active_from) = next.roots.next_due(now) {
             let root = self.setting.new_signer(&self.trust_domain, now)?;
             next.roots.push(root, active_from);
@@ -354,17 +356,25 @@ impl Authority {
         })
     }
 
-    /// Takes a tainted root or key out of the bundles: nobody trusts what it signed any more.
+    /// Takes a tainted root or key out of the bundles: nobody trusts what it signed any more. Of a signer
+    /// that an authority above vouches for, only that authority can say so; here its list stays.
     ///
     /// # Errors
     /// [`StateError::Signs`], [`StateError::NotTainted`], [`StateError::Unknown`], or it cannot be
     /// written down.
     pub fn revoke_signer(&self, id: &str, now: SystemTime) -> Result<(), StateError> {
         self.change(|next| {
-            let found = next.roots.remove(id, now)? || next.jwt_keys.remove(id, now)?;
-            found
-                .then_some(())
-                .ok_or_else(|| StateError::Unknown(id.to_owned()))
+            if let Some(root) = next.roots.remove(id, now)? {
+                // Whoever trusts the authority above goes on to believe it: its list must be told.
+                if root.above.is_some() {
+                    next.former.take_in(root);
+                }
+                return Ok(());
+            }
+            match next.jwt_keys.remove(id, now)? {
+                Some(_) => Ok(()),
+                None => Err(StateError::Unknown(id.to_owned())),
+            }
         })
     }
 

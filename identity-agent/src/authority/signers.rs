@@ -103,6 +103,10 @@ impl<T: Lived> Signers<T> {
         self.0.push(Signer::new(own, active_from, false));
     }
 
+    pub(super) fn take_in(&mut self, one: Signer<T>) {
+        self.0.push(one);
+    }
+
     /// The one that signs now: of those that may, the one that was given the task last.
     pub(super) fn active(&self, now: SystemTime) -> Option<&Signer<T>> {
         self.0
@@ -155,17 +159,20 @@ impl<T: Lived> Signers<T> {
         Ok(found.map(|one| one.tainted = true).is_some())
     }
 
-    /// Takes the tainted one of this ID away. Tells whether it is one of these.
-    pub(super) fn remove(&mut self, id: &str, now: SystemTime) -> Result<bool, StateError> {
+    /// Takes the tainted one of this ID away, if it is one of these.
+    pub(super) fn remove(
+        &mut self,
+        id: &str,
+        now: SystemTime,
+    ) -> Result<Option<Signer<T>>, StateError> {
         self.is_not_active(id, now)?;
         let Some(place) = self.0.iter().position(|one| one.id() == id) else {
-            return Ok(false);
+            return Ok(None);
         };
         if self.0.get(place).is_some_and(|one| !one.tainted) {
             return Err(StateError::NotTainted(id.to_owned()));
         }
-        self.0.remove(place);
-        Ok(true)
+        Ok(Some(self.0.remove(place)))
     }
 
     /// Where each stands.

@@ -32,6 +32,9 @@ use super::{
 #[derive(Debug, Clone, Default)]
 pub(super) struct State {
     pub(super) roots: Signers<Root>,
+    /// Those that sign no more, and whose lists are still asked for: peers trust the authority above
+    /// them.
+    pub(super) former: Signers<Root>,
     pub(super) jwt_keys: Signers<JwtKey>,
     pub(super) revoked: Vec<Revoked>,
     pub(super) list_number: u64,
@@ -173,6 +176,9 @@ pub enum StateError {
     /// There is no such root or key.
     #[error("there is no root and no key `{0}`; `show` lists them")]
     Unknown(String),
+    /// More identities are out there than can be kept in mind.
+    #[error("too many identities are out there to issue another")]
+    TooMany,
     /// There are no random numbers.
     #[error("the system gives no random numbers")]
     Random,
@@ -295,6 +301,9 @@ struct Written {
     version: u32,
     trust_domain: String,
     roots: Vec<WrittenRoot>,
+    /// From version 3 on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    former: Vec<WrittenRoot>,
     /// From version 2 on.
     #[serde(default)]
     jwt_keys: Vec<WrittenJwtKey>,
@@ -355,30 +364,8 @@ impl Written {
         Self {
             version: VERSION,
             trust_domain: trust_domain.to_string(),
-            roots: state
-                .roots
-                .iter()
-                .map(|root| WrittenRoot {
-                    certificate: BASE64_STANDARD.encode(&root.certificate),
-                    key: Zeroizing::new(
-                        BASE64_STANDARD.encode(Zeroizing::new(root.key.serialize_der()).as_slice()),
-                    ),
-                    active_from: seconds(root.active_from),
-                    tainted: root.tainted,
-                    above: root.above.as_ref().map(|above| WrittenAbove {
-                        chain: above
-                            .chain
-                            .iter()
-                            .map(|one| BASE64_STANDARD.encode(one))
-                            .collect(),
-                        anchors: above
-                            .anchors
-                            .iter()
-                            .map(|one| BASE64_STANDARD.encode(one))
-                            .collect(),
-                    }),
-                })
-                .collect(),
+            roots: state.roots.iter().map(WrittenRoot::of).collect(),
+            former: state.former.iter().map(WrittenRoot::of).collect(),
             jwt_keys: state
                 .jwt_keys
                 .iter()
@@ -425,10 +412,12 @@ impl Written {
             .collect();
         X509Bundle::new(wanted.clone(), certificates)
             .map_err(|error| StateError::damaged(error.to_string()))?;
+        let former = self.former.into_iter().map(WrittenRoot::meaning);
         let revoked = self.revoked.into_iter().map(WrittenRevoked::meaning);
         let jwt_keys = self.jwt_keys.into_iter().map(WrittenJwtKey::meaning);
         Ok(State {
             roots,
+            former: former.collect::<Result<_, _>>()?,
             jwt_keys: jwt_keys.collect::<Result<_, _>>()?,
             revoked: revoked.collect::<Result<_, _>>()?,
             list_number: self.list_number,
@@ -438,6 +427,21 @@ impl Written {
 }
 
 impl WrittenRoot {
+    fn of(root: &Signer<Root>) -> Self {
+        let all = |all: &[Vec<u8>]| all.iter().map(|one| BASE64_STANDARD.encode(one)).collect();
+        let key = Zeroizing::new(root.key.serialize_der());
+        Self {
+            certificate: BASE64_STANDARD.encode(&root.certificate),
+            key: Zeroizing::new(BASE64_STANDARD.encode(key.as_slice())),
+            active_from: seconds(root.active_from),
+            tainted: root.tainted,
+            above: root.above.as_ref().map(|above| WrittenAbove {
+                chain: all(&above.chain),
+                anchors: all(&above.anchors),
+            }),
+        }
+    }
+
     fn meaning(self) -> Result<Signer<Root>, StateError> {
         let key = Zeroizing::new(decode(&self.key)?);
         let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(key.as_slice()))

@@ -52,24 +52,13 @@ impl Upstream {
             StateError::Upstream(format!("`{}`: {why}", path.display()))
         };
         let chain = certificates(&self.certificate)?;
-        let own = chain
-            .first()
-            .ok_or_else(|| failed(&self.certificate, &"it holds no certificate"))?;
+        let own = self.own(&chain)?;
         let pem = std::fs::read_to_string(&self.key).map(Zeroizing::new);
         let pem = pem.map_err(|error| failed(&self.key, &error))?;
         let key = KeyPair::from_pem(&pem).map_err(|error| failed(&self.key, &error))?;
         let issuer = Issuer::from_ca_cert_der(own, &key)
             .map_err(|error| failed(&self.certificate, &error))?;
-        let above = match &self.bundle {
-            Some(path) => Above {
-                chain: chain.iter().map(|one| one.to_vec()).collect(),
-                anchors: certificates(path)?.iter().map(|one| one.to_vec()).collect(),
-            },
-            None => Above {
-                chain: Vec::new(),
-                anchors: vec![own.to_vec()],
-            },
-        };
+        let above = self.above()?;
         let end = issue::validity(own)
             .map_err(|error| failed(&self.certificate, &error))?
             .1;
@@ -77,6 +66,30 @@ impl Upstream {
         let signer = issue::new_signer(trust_domain, lifetime, now, Some((&issuer, above)))?;
         self.try_out(trust_domain, &signer, now)?;
         Ok(signer)
+    }
+
+    /// What lies between a signer and what is trusted, as the files have it now.
+    pub(super) fn above(&self) -> Result<Above, StateError> {
+        let all = |all: &[CertificateDer<'_>]| all.iter().map(|one| one.to_vec()).collect();
+        let chain = certificates(&self.certificate)?;
+        match &self.bundle {
+            Some(path) => Ok(Above {
+                chain: all(&chain),
+                anchors: all(&certificates(path)?),
+            }),
+            None => Ok(Above {
+                chain: Vec::new(),
+                anchors: vec![self.own(&chain)?.to_vec()],
+            }),
+        }
+    }
+
+    fn own<'c>(
+        &self,
+        chain: &'c [CertificateDer<'static>],
+    ) -> Result<&'c CertificateDer<'static>, StateError> {
+        let why = || format!("`{}`: it holds no certificate", self.certificate.display());
+        chain.first().ok_or_else(|| StateError::Upstream(why()))
     }
 
     /// Would a peer that trusts the roots believe what this one signs?

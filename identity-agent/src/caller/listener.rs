@@ -27,6 +27,7 @@ use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
 use super::{PinError, PinnedProcess, http2_authority::AuthorityMend};
+use crate::telemetry::{CONNECTIONS_OF_USER, Metrics};
 
 /// Binds a socket.
 ///
@@ -81,21 +82,25 @@ fn clear(path: &Path) -> anyhow::Result<()> {
 pub fn incoming(
     listener: UnixListener,
     limit: usize,
+    metrics: Arc<Metrics>,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let free = Arc::new(Semaphore::new(limit));
     let counts = Arc::new(Counts {
         limit: limit / 2,
         by_user: DashMap::new(),
     });
-    let state = (listener, free, counts);
-    futures_util::stream::unfold(state, |(listener, free, counts)| async move {
+    let state = (listener, free, counts, metrics);
+    futures_util::stream::unfold(state, |(listener, free, counts, metrics)| async move {
         let permit = free.clone().acquire_owned().await.ok()?;
         let connection = loop {
             match listener.accept().await {
                 Ok((stream, _)) => match counts.clone().count(&stream) {
                     Some(counted) => break Connection::new(stream, permit, counted),
                     // Closed at once; whoever has so many of them open knows why.
-                    None => tracing::debug!("a user has too many connections"),
+                    None => {
+                        metrics.reached(CONNECTIONS_OF_USER);
+                        tracing::debug!("a user has too many connections");
+                    }
                 },
                 // One connection's trouble, or a lack of descriptors: never the end of the loop.
                 Err(error) => {
@@ -104,7 +109,7 @@ pub fn incoming(
                 }
             }
         };
-        Some((Ok(connection), (listener, free, counts)))
+        Some((Ok(connection), (listener, free, counts, metrics)))
     })
 }
 

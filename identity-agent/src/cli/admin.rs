@@ -50,7 +50,8 @@ pub(super) enum Workload {
 /// The trust bundle, over the admin socket
 #[derive(Debug, Subcommand)]
 pub(super) enum Bundle {
-    /// Shows the bundle
+    /// Shows the own bundle
+    #[command(visible_alias = "list")]
     Show {
         /// How to write it
         #[arg(long, value_enum, default_value = "pem")]
@@ -86,7 +87,7 @@ pub(super) enum Authority {
     Activate(Asking),
     /// Has all that one signed be replaced; it stays in the bundles until it is revoked
     Taint(OfOne),
-    /// Takes a tainted one out of the bundles: nobody trusts what it signed any more
+    /// Takes a tainted one out of the bundles, and back what it signed
     Revoke(OfOne),
 }
 
@@ -164,10 +165,12 @@ impl Workload {
                 let Some(one) = items.iter().find(|item| item["name"] == name.as_str()) else {
                     bail!("there is no Workload `{name}`");
                 };
-                asking.show(
-                    one,
-                    &["name", "spiffeID", "selectors", "labels", "addresses"],
-                );
+                if asking.json {
+                    anstream::println!("{one}");
+                } else {
+                    anstream::println!("{}\t{}", text(&one["name"]), text(&one["source"]));
+                    anstream::println!("{:#}", one["document"]);
+                }
                 Ok(())
             }
             Self::Create {

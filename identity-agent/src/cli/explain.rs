@@ -105,6 +105,10 @@ impl Explain {
                 text(workload, "spiffeID")
             );
         }
+        for name in list(explained, "expired") {
+            let name = name.as_str().unwrap_or_default();
+            anstream::println!("It was {name}, whose entry has expired.");
+        }
         if workloads.is_empty() {
             anstream::println!("It is no Workload, and gets no identity.");
         }

@@ -285,9 +285,23 @@ fn pretty_of(response: &X509svidResponse, after: Duration) -> anyhow::Result<Str
         for (number, certificate) in (1..).zip(&authorities) {
             lines.extend(validity(&format!("CA #{number}"), certificate)?);
         }
+        for (name, bundle) in federated(response) {
+            let name = name.trim_start_matches("spiffe://");
+            let all = split_der(bundle).context("a federated bundle cannot be read")?;
+            for (number, certificate) in (1..).zip(&all) {
+                lines.extend(validity(&format!("[{name}] CA #{number}"), certificate)?);
+            }
+        }
         lines.push(String::new());
     }
     Ok(lines.join("\n") + "\n")
+}
+
+/// The bundles of other trust domains, in the order of their names.
+fn federated(response: &X509svidResponse) -> Vec<(&String, &Vec<u8>)> {
+    let mut all: Vec<_> = response.federated_bundles.iter().collect();
+    all.sort();
+    all
 }
 
 fn validity(what: &str, certificate: &[u8]) -> anyhow::Result<[String; 2]> {
@@ -310,12 +324,17 @@ fn validity(what: &str, certificate: &[u8]) -> anyhow::Result<[String; 2]> {
     ])
 }
 
-/// `svid.N.pem`, `svid.N.key` and `bundle.N.pem`, the key for its owner alone.
+/// `svid.N.pem`, `svid.N.key`, `bundle.N.pem` and `federated_bundle.N.M.pem`, the key for its owner alone.
 fn write(response: &X509svidResponse, folder: &Path, silent: bool) -> anyhow::Result<()> {
     fs::create_dir_all(folder)
         .with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
     for (number, svid) in response.svids.iter().enumerate() {
-        for (name, mode, text) in files(number, svid)? {
+        let mut all = files(number, svid)?.to_vec();
+        for (place, (_, bundle)) in federated(response).into_iter().enumerate() {
+            let name = format!("federated_bundle.{number}.{place}.pem");
+            all.push((name, 0o644, certificates(bundle)?));
+        }
+        for (name, mode, text) in all {
             let path = folder.join(name);
             if !silent {
                 anstream::println!("Writing {} to file {}.", what(&path), path.display());
@@ -327,10 +346,6 @@ fn write(response: &X509svidResponse, folder: &Path, silent: bool) -> anyhow::Re
 }
 
 fn files(number: usize, svid: &X509svid) -> anyhow::Result<[(String, u32, String); 3]> {
-    let certificates = |der: &[u8]| -> anyhow::Result<String> {
-        let all = split_der(der).context("the agent's certificates cannot be read")?;
-        Ok(all.iter().map(|one| pem("CERTIFICATE", one)).collect())
-    };
     Ok([
         (
             format!("svid.{number}.pem"),
@@ -348,6 +363,11 @@ fn files(number: usize, svid: &X509svid) -> anyhow::Result<[(String, u32, String
             certificates(&svid.bundle)?,
         ),
     ])
+}
+
+fn certificates(der: &[u8]) -> anyhow::Result<String> {
+    let all = split_der(der).context("the agent's certificates cannot be read")?;
+    Ok(all.iter().map(|one| pem("CERTIFICATE", one)).collect())
 }
 
 /// A reader sees the old file or the new one, never half of one.
@@ -373,6 +393,7 @@ fn what(path: &Path) -> &'static str {
         .unwrap_or_default();
     match name {
         _ if name.starts_with("bundle") => "bundle",
+        _ if name.starts_with("federated_bundle") => "federated bundle",
         _ if name.ends_with(".key") => "key",
         _ => "SVID",
     }

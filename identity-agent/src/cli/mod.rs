@@ -188,7 +188,7 @@ fn serve(path: &Path) -> ExitCode {
     let outcome = app::harden().and_then(|()| {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(8)
+            .max_blocking_threads(MAX_THREADS)
             .build()
             .context("cannot start the runtime")?
             .block_on(app::run(config))
@@ -239,6 +239,9 @@ fn called_spire_agent() -> bool {
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "write a whole number and a unit, such as `5s`".to_owned())
 }
+
+/// More callers at once wait for their turn. A service that hangs holds one for three seconds.
+const MAX_THREADS: usize = 64;
 
 const DEFAULT_SOCKET: &str = "/run/postern/agent.sock";
 const SPIRE_SOCKET: &str = "/tmp/spire-agent/public/api.sock";

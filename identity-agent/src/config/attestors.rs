@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use postern_policies::{
     diagnostic::Problems,
-    yaml::{Fields, Node, fields},
+    yaml::{Entry, Fields, Node, Value, fields},
 };
 
 use super::socket;
@@ -54,6 +54,17 @@ pub(super) fn read(
     };
     let known = ["unix", "posture", "cgroup", "docker", "k8s", "systemd"];
     let section = Fields::of(node, "attestors", &known, problems)?;
+    if let Value::Map(entries) = &node.value {
+        let is_empty = |entry: &&Entry| matches!(entry.node.value, Value::Null);
+        for entry in entries.iter().filter(is_empty) {
+            let text = format!("`attestors.{}` says nothing", entry.key);
+            problems.error_with(
+                entry.node.at,
+                text,
+                format!("`{}: {{}}` switches it on", entry.key),
+            );
+        }
+    }
     for name in ["unix", "posture", "cgroup"] {
         if let Some(node) = section.get(name) {
             Fields::of(node, name, &[], problems)?;

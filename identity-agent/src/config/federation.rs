@@ -42,6 +42,28 @@ pub(super) fn read(
         }
         peers.push(peer);
     }
+    for peer in &peers {
+        let Some(Endpoint {
+            profile: Profile::Spiffe(id),
+            ..
+        }) = &peer.endpoint
+        else {
+            continue;
+        };
+        let speaker = id.trust_domain();
+        if peers.iter().all(|one| one.trust_domain != *speaker) {
+            let text = format!(
+                "the bundle of `{}` is told by `{id}`, and `{speaker}` is not among \
+                 `federation.trustDomains`",
+                peer.trust_domain
+            );
+            problems.error_with(
+                section.at,
+                text,
+                "its bundle is what the server is verified by",
+            );
+        }
+    }
     Some(peers)
 }
 
@@ -177,14 +199,16 @@ fn federated(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<
         ("https_spiffe", Some(node)) => {
             let text = fields::filled(node, "endpointSPIFFEID", problems)?;
             let id = SpiffeId::parse(text).ok();
-            let id = id.filter(|id| *id.trust_domain() == trust_domain && !id.path().is_empty());
-            let Some(id) = id else {
-                let text =
-                    format!("`{text}` in `endpointSPIFFEID` is no workload of `{trust_domain}`");
+            let Some(id) = id.filter(|id| !id.path().is_empty()) else {
+                let text = format!("`{text}` in `endpointSPIFFEID` is no workload");
                 problems.error(node.at, text);
                 return None;
             };
-            if bundle.is_none() {
+            if let Some(node) = all.get("caFile") {
+                problems.error(node.at, "`caFile` is of the profile `https_web`");
+                return None;
+            }
+            if bundle.is_none() && *id.trust_domain() == trust_domain {
                 let hint = "the first bundle, by which its server is verified";
                 problems.error_with(all.at, "`https_spiffe` needs `bundleFile`", hint);
             }

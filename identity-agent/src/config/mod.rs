@@ -166,6 +166,18 @@ fn lifetimes(
     lifetimes.root = duration(&section, "caTTL", lifetimes.root, problems)?;
     lifetimes.svid = duration(&section, "svidTTL", lifetimes.svid, problems)?;
     lifetimes.jwt = duration(&section, "jwtTTL", lifetimes.jwt, problems)?;
+    for (name, life) in [("svidTTL", lifetimes.svid), ("jwtTTL", lifetimes.jwt)] {
+        if life < SHORTEST_LIFE {
+            problems.error_with(
+                section.at,
+                format!(
+                    "`authority.{name}` is shorter than {} seconds",
+                    SHORTEST_LIFE.as_secs()
+                ),
+                "certificates count in seconds, and half of the life is for renewing",
+            );
+        }
+    }
     // The next root, and the next key of tokens, begin to sign in the last sixth; what the old ones
     // signed just before must have ended by then.
     for (name, life) in [("svidTTL", lifetimes.svid), ("jwtTTL", lifetimes.jwt)] {
@@ -283,6 +295,9 @@ const KEYS: [&str; 11] = [
     "federation",
 ];
 
+/// The shortest life of an SVID, as in Workload documents.
+const SHORTEST_LIFE: Duration = Duration::from_secs(2);
+
 const AUTHORITY: [&str; 4] = ["caTTL", "svidTTL", "jwtTTL", "upstream"];
 
 const DEFAULT_HEALTH: SocketAddr =
@@ -388,7 +403,7 @@ mod tests {
             ),
             (
                 "{name: b, url: 'https://b/', profile: https_spiffe, endpointSPIFFEID: 'spiffe://c/x', bundleFile: f}",
-                "is no workload of `b`",
+                "`c` is not among `federation.trustDomains`",
             ),
             (
                 "{name: b, url: 'https://b/', profile: https_spiffe, endpointSPIFFEID: 'spiffe://b/x'}",

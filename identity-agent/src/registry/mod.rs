@@ -8,6 +8,7 @@ mod matching;
 mod store;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -27,8 +28,17 @@ pub struct Registry {
     folder: PathBuf,
     options: Options,
     /// Locked while something changes.
-    store: Mutex<Option<Store>>,
+    kept: Mutex<Kept>,
     current: ArcSwap<PolicySet>,
+}
+
+/// Where the Workloads come from.
+#[derive(Debug)]
+struct Kept {
+    /// What the folder held when it was good last: a mistake in it does not keep anybody from taking a
+    /// registered Workload away.
+    folder: Vec<SourceFile>,
+    store: Option<Store>,
 }
 
 /// Why Workloads could not be taken.
@@ -64,11 +74,15 @@ impl Registry {
         options: Options,
         store: Option<Store>,
     ) -> Result<Self, RegistryError> {
-        let first = load(&folder, &registered(store.as_ref())?, &options)?;
+        let kept = Kept {
+            folder: files::read_documents(&folder)?,
+            store,
+        };
+        let first = load(&kept.folder, &kept.registered()?, &options)?;
         Ok(Self {
             folder,
             options,
-            store: Mutex::new(store),
+            kept: Mutex::new(kept),
             current: ArcSwap::from_pointee(first),
         })
     }
@@ -76,6 +90,13 @@ impl Registry {
     /// The Workloads in force.
     pub fn current(&self) -> Arc<PolicySet> {
         self.current.load_full()
+    }
+
+    /// The names of those that were registered over the admin socket.
+    pub fn registered(&self) -> BTreeSet<String> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = kept.registered().unwrap_or_default();
+        all.into_iter().map(|(name, _)| name).collect()
     }
 
     /// The folder.
@@ -88,8 +109,10 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`]; the set before stays in force.
     pub fn reload(&self) -> Result<usize, RegistryError> {
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = load(&self.folder, &registered(store.as_ref())?, &self.options)?;
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = files::read_documents(&self.folder)?;
+        let next = load(&folder, &kept.registered()?, &self.options)?;
+        kept.folder = folder;
         let count = next.workloads().count();
         self.current.store(Arc::new(next));
         Ok(count)
@@ -104,7 +127,11 @@ impl Registry {
             path: PathBuf::from("sent"),
             text,
         };
-        let sent = PolicySet::load(&[sent], &self.options).map_err(RegistryError::Mistakes)?;
+        let options = Options {
+            workloads_only: true,
+            ..self.options.clone()
+        };
+        let sent = PolicySet::load(&[sent], &options).map_err(RegistryError::Mistakes)?;
         let sent: Vec<&Workload> = sent.set.workloads().collect();
         if sent.is_empty() {
             return Err(RegistryError::Nothing);
@@ -117,8 +144,8 @@ impl Registry {
         let names = sent.iter().map(|workload| workload.name.clone());
         let names: Vec<WorkloadName> = names.collect();
 
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all = registered(store.as_ref())?;
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = kept.registered()?;
         let is_sent = |name: &str| documents.iter().any(|(one, _)| one == name);
         if !replace && let Some(known) = all.iter().find(|(name, _)| is_sent(name)) {
             let mut names = names.iter();
@@ -130,8 +157,8 @@ impl Registry {
         all.retain(|(name, _)| !is_sent(name));
         all.extend(documents.iter().cloned());
         // What the folder has by the same name is told with its file.
-        let next = load(&self.folder, &all, &self.options)?;
-        if let Some(store) = &*store {
+        let next = load(&kept.folder, &all, &self.options)?;
+        if let Some(store) = &kept.store {
             store.put(&documents)?;
         }
         self.current.store(Arc::new(next));
@@ -143,53 +170,44 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`]; nothing has changed then.
     pub fn delete(&self, name: &str) -> Result<(), RegistryError> {
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all = registered(store.as_ref())?;
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = kept.registered()?;
         let before = all.len();
         all.retain(|(one, _)| one != name);
         if all.len() == before {
             return Err(RegistryError::Unknown(name.to_owned()));
         }
-        let next = load(&self.folder, &all, &self.options)?;
-        if let Some(store) = &*store {
+        let next = load(&kept.folder, &all, &self.options)?;
+        if let Some(store) = &kept.store {
             store.remove(name)?;
         }
         self.current.store(Arc::new(next));
         Ok(())
     }
+}
 
-    /// The documents as they stand: those of the folder, then those that were registered.
-    ///
-    /// # Errors
-    /// [`RegistryError`]; they cannot be read now.
-    pub fn documents(&self) -> Result<Vec<SourceFile>, RegistryError> {
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        documents(&self.folder, &registered(store.as_ref())?)
+impl Kept {
+    fn registered(&self) -> Result<Vec<(String, String)>, StoreError> {
+        self.store
+            .as_ref()
+            .map_or_else(|| Ok(Vec::new()), Store::all)
     }
 }
 
-fn registered(store: Option<&Store>) -> Result<Vec<(String, String)>, StoreError> {
-    store.map_or_else(|| Ok(Vec::new()), Store::all)
-}
-
-fn documents(
-    folder: &Path,
+/// The folder's documents, and those that were registered.
+fn load(
+    folder: &[SourceFile],
     registered: &[(String, String)],
-) -> Result<Vec<SourceFile>, RegistryError> {
-    let mut files = files::read_documents(folder)?;
+    options: &Options,
+) -> Result<PolicySet, RegistryError> {
+    let mut files = folder.to_vec();
     files.extend(registered.iter().map(|(name, document)| SourceFile {
         path: PathBuf::from(format!("registry:{name}")),
         text: document.clone().into_bytes(),
     }));
-    Ok(files)
-}
-
-fn load(
-    folder: &Path,
-    registered: &[(String, String)],
-    options: &Options,
-) -> Result<PolicySet, RegistryError> {
-    PolicySet::load(&documents(folder, registered)?, options)
-        .map(|loaded| loaded.set)
-        .map_err(RegistryError::Mistakes)
+    let loaded = PolicySet::load(&files, options).map_err(RegistryError::Mistakes)?;
+    for warning in loaded.warnings {
+        tracing::warn!(%warning, "a document is legal, and probably not what is meant");
+    }
+    Ok(loaded.set)
 }

@@ -78,7 +78,8 @@ fn certificate(warm: &crate::agent::Warm) -> Type {
 /// The own roots, and what was taken back.
 ///
 /// Envoy looks at lists only in this form: it passes over them where trust domains have their own
-/// roots. The own roots sign for no other trust domain.
+/// roots. Where an authority above vouches for ours, the roots may be those of other trust domains too:
+/// `ALL` keeps them apart.
 fn own_roots(held: &Held) -> Type {
     let lists = held.trust.lists.iter().map(|list| pem("X509 CRL", list));
     Type::ValidationContext(CertificateValidationContext {
@@ -88,6 +89,8 @@ fn own_roots(held: &Held) -> Type {
             false => data(lists.collect()),
         },
         custom_validator_config: None,
+        // There is a list of each signer, and none of an authority above it.
+        only_verify_leaf_cert_crl: true,
     })
 }
 
@@ -103,6 +106,7 @@ fn by_trust_domain<'b>(bundles: impl IntoIterator<Item = &'b (String, Vec<u8>)>)
     Type::ValidationContext(CertificateValidationContext {
         trusted_ca: None,
         crl: None,
+        only_verify_leaf_cert_crl: false,
         custom_validator_config: Some(TypedExtensionConfig {
             name: "envoy.tls.cert_validator.spiffe".into(),
             typed_config: Some(any(SPIFFE_VALIDATOR, &config)),

@@ -10,7 +10,7 @@ use postern_policies::model::workload::Workload;
 use postern_proto::workload_api::{
     Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
 };
-use postern_spiffe::{JwtSvid, SpiffeId};
+use postern_spiffe::{JwtSvid, SpiffeId, TrustDomain};
 use prost_types::{ListValue, Struct, Value, value::Kind};
 use tonic::Status;
 
@@ -35,10 +35,13 @@ pub(super) async fn fetch(
             Status::invalid_argument(format!("spiffe_id is no SPIFFE ID: {error}"))
         })?),
     };
+    let only = wanted.clone();
     let issued = on_a_thread(agent, process, FETCH, move |agent, entitled| {
         issue(agent, entitled, &audience, wanted.as_ref())
     });
-    let (entitled, answer) = issued.await?;
+    let (mut entitled, answer) = issued.await?;
+    let is_told = |workload: &Workload| only.as_ref().is_none_or(|id| *id == workload.spiffe_id);
+    entitled.workloads.retain(is_told);
     audit::told(FETCH, process, &entitled, &[]);
     Ok(answer)
 }
@@ -103,14 +106,7 @@ pub(super) async fn validate(
             "audience and svid must be specified",
         ));
     }
-    let federates_with = match agent.federation.peers() {
-        [] => BTreeSet::new(),
-        _ => {
-            let of_caller = |_: &Agent, entitled: &Entitled| Ok(entitled.federates_with());
-            let known = on_a_thread(agent, process, "ValidateJWTSVID", of_caller).await;
-            known.map(|(_, known)| known).unwrap_or_default()
-        }
-    };
+    let federates_with = federates_with(agent, process).await;
     let bundles = agent.jwt_bundles(&federates_with);
     let now = SystemTime::now();
     let svid = JwtSvid::verify(&request.svid, &request.audience, &bundles, now)
@@ -126,6 +122,20 @@ pub(super) async fn validate(
         spiffe_id: svid.id().to_string(),
         claims: Some(message(claims)),
     })
+}
+
+/// The trust domains that a caller federates with. One without an identity has none, and is no less
+/// answered.
+async fn federates_with(agent: &Arc<Agent>, process: &Arc<PinnedProcess>) -> BTreeSet<TrustDomain> {
+    if agent.federation.peers().is_empty() {
+        return BTreeSet::new();
+    }
+    let (agent, process) = (agent.clone(), process.clone());
+    let entitled = tokio::task::spawn_blocking(move || agent.entitled(&process).ok());
+    let entitled = entitled.await.ok().flatten();
+    entitled
+        .map(|entitled| entitled.federates_with())
+        .unwrap_or_default()
 }
 
 fn message(object: serde_json::Map<String, serde_json::Value>) -> Struct {

@@ -68,6 +68,11 @@ pub struct Workload {
 }
 
 impl Workload {
+    /// May its identity be given out at this time?
+    pub fn is_in_force(&self, now: SystemTime) -> bool {
+        self.expires.is_none_or(|end| now < end)
+    }
+
     /// The document that says the same, in JSON; with a time in it, as SPIRE would write it.
     pub fn to_document(&self) -> Value {
         if self.expires.is_some() || self.created.is_some() {

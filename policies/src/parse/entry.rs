@@ -11,7 +11,7 @@ use std::{
 
 use postern_spiffe::{Selector, SpiffeId};
 
-use super::workload::{dns_name, hint, own_identity, parsed_list, trust_domain};
+use super::workload::{SHORTEST_LIFE, dns_name, hint, own_identity, parsed_list, trust_domain};
 use crate::{
     diagnostic::Problems,
     model::{
@@ -113,8 +113,8 @@ fn entry(node: &Node, options: &Options, problems: &mut Problems<'_>) -> Option<
             Some(node) if is_empty(node) => None,
             _ => hint(&all, problems)?,
         },
-        svid_ttl: ttl.map(Duration::from_secs),
-        jwt_ttl: seconds(&all, "jwt_svid_ttl", problems)?.map(Duration::from_secs),
+        svid_ttl: life(&all, ttl, problems)?,
+        jwt_ttl: life(&all, seconds(&all, "jwt_svid_ttl", problems)?, problems)?,
         expires: expires(&all, problems)?,
         created: created.map(|at| UNIX_EPOCH + Duration::from_secs(at)),
         dns_names,
@@ -129,6 +129,24 @@ fn entry(node: &Node, options: &Options, problems: &mut Problems<'_>) -> Option<
 }
 
 /// `entry-ID`, or what an entry without one is: its identity and its selectors.
+/// A lifetime that leaves time to renew.
+fn life(
+    entry: &Fields<'_>,
+    seconds: Option<u64>,
+    problems: &mut Problems<'_>,
+) -> Option<Option<Duration>> {
+    let life = seconds.map(Duration::from_secs);
+    if life.is_some_and(|life| life < SHORTEST_LIFE) {
+        let text = format!(
+            "an SVID must live for {} seconds at least",
+            SHORTEST_LIFE.as_secs()
+        );
+        problems.error(entry.at, text);
+        return None;
+    }
+    Some(life)
+}
+
 fn name(
     all: &Fields<'_>,
     spiffe_id: &SpiffeId,

@@ -66,6 +66,11 @@ fn read_document(
     let Some((version, kind)) = version_and_kind(node, problems) else {
         return;
     };
+    if options.workloads_only && !matches!(kind, "Workload" | "List") {
+        let hint = "only Workloads can be registered; put it into a folder";
+        problems.error_with(node.at, format!("this is a `{kind}`"), hint);
+        return;
+    }
     match (version, kind) {
         ("v1", "List") => {
             let known = ["apiVersion", "kind", "metadata", "items"];

@@ -1,6 +1,6 @@
 //! Reads Workload documents.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use postern_spiffe::{Selector, SpiffeId, TrustDomain};
 
@@ -44,14 +44,8 @@ pub(crate) fn read(
             Selector::parse(text).map_err(|error| error.to_string())
         })?,
         hint: hint(&spec, problems)?,
-        svid_ttl: match spec.get("svidTTL") {
-            Some(node) => Some(fields::duration(node, "svidTTL", problems)?),
-            None => None,
-        },
-        jwt_ttl: match spec.get("jwtTTL") {
-            Some(node) => Some(fields::duration(node, "jwtTTL", problems)?),
-            None => None,
-        },
+        svid_ttl: lifetime(&spec, "svidTTL", problems)?,
+        jwt_ttl: lifetime(&spec, "jwtTTL", problems)?,
         expires: None,
         created: None,
         dns_names: parsed_list(&spec, "dnsNames", problems, dns_name)?,
@@ -154,7 +148,37 @@ pub(super) fn own_identity(
         );
         return None;
     }
+    let first = id.path().split('/').nth(1).unwrap_or_default();
+    if RESERVED.contains(&first) {
+        problems.error(
+            node.at,
+            format!("`{what}` begins with `/{first}/`, which is kept for the mesh's own servers"),
+        );
+        return None;
+    }
     Some(id)
+}
+
+/// A lifetime that leaves time to renew.
+fn lifetime(
+    spec: &Fields<'_>,
+    name: &str,
+    problems: &mut Problems<'_>,
+) -> Option<Option<Duration>> {
+    let Some(node) = spec.get(name) else {
+        return Some(None);
+    };
+    let life = fields::duration(node, name, problems)?;
+    if life < SHORTEST_LIFE {
+        let text = format!(
+            "`{name}` is shorter than {} seconds",
+            SHORTEST_LIFE.as_secs()
+        );
+        let hint = "certificates count in seconds, and half of the life is for renewing";
+        problems.error_with(node.at, text, hint);
+        return None;
+    }
+    Some(Some(life))
 }
 
 /// By its name, or as the start of a SPIFFE ID.
@@ -325,6 +349,12 @@ const BASELINE: [&str; 6] = [
     "protected",
     "rules",
 ];
+
+/// The first segments of paths that no Workload has: those of SPIRE's servers and agents, and ours.
+const RESERVED: [&str; 2] = ["spire", "postern"];
+
+/// The shortest life of an SVID.
+pub(super) const SHORTEST_LIFE: Duration = Duration::from_secs(2);
 
 /// Spec: SPIFFE Workload API section 5.2.1.
 const MAX_HINT_BYTES: usize = 1024;

@@ -108,6 +108,8 @@ pub struct CertificateValidationContext {
     pub crl: ::core::option::Option<DataSource>,
     #[prost(message, optional, tag = "12")]
     pub custom_validator_config: ::core::option::Option<TypedExtensionConfig>,
+    #[prost(bool, tag = "14")]
+    pub only_verify_leaf_cert_crl: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DataSource {

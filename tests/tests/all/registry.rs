@@ -116,9 +116,22 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
         ),
         (entry().replace("\"unix\"", "\"\""), "must not be empty"),
         (
-            "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n".into(),
-            "no Workload in it",
+            workload("a") + "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n",
+            "only Workloads can be registered",
         ),
+        (
+            workload("a").replace("org/a'", "org/spire/server'"),
+            "kept for the mesh's own servers",
+        ),
+        (
+            workload("a").replace("org/a'", "org/postern/bundle-endpoint'"),
+            "kept for the mesh's own servers",
+        ),
+        (
+            workload("a").replace("selectors", "svidTTL: 500ms, selectors"),
+            "shorter than 2 seconds",
+        ),
+        ("# nothing\n".into(), "no Workload in it"),
         ("{".into(), "sent:1"),
     ] {
         let path = world.write("sent.yaml", &text).unwrap();
@@ -180,6 +193,50 @@ fn a_stream_ends_when_its_workload_is_deleted_and_changes_when_it_is_replaced() 
     assert!(said.contains("no identity issued"), "{said}");
     let _ = watch.kill();
     let _ = watch.wait();
+}
+
+fn write_svid(world: &World, folder: &str) {
+    let agent = binaries().unwrap().join("postern-agent");
+    let (socket, folder) = (
+        world.path().join("public/agent.sock"),
+        world.path().join(folder),
+    );
+    let arguments = [
+        "api",
+        "fetch",
+        "-socketPath",
+        socket.to_str().unwrap(),
+        "-write",
+    ];
+    let mut all = arguments.to_vec();
+    all.push(folder.to_str().unwrap());
+    assert!(run(agent.to_str().unwrap(), &all).unwrap().status.success());
+}
+
+#[test]
+fn what_a_deleted_workload_held_is_revoked_after_a_restart_too_and_a_broken_folder_is_no_hindrance()
+{
+    // FAULTS 42
+    let mut world = World::new().unwrap();
+    world.agent(&workload("other")).unwrap();
+    let path = world.write("w.yaml", &workload("app")).unwrap();
+    let create = ["workload", "create", "-f", path.to_str().unwrap()];
+    assert!(world.admin(&create).unwrap().status.success());
+    write_svid(&world, "svids");
+    // Nothing is taken back yet, and the agent forgets nothing when it is killed.
+    assert!(!world.is_revoked("svids").unwrap());
+    world.signal("agent", Signal::KILL).unwrap();
+    world.ended("agent").unwrap();
+    world.agent(&workload("other")).unwrap();
+    world.write("workloads/broken.yaml", "kind: [").unwrap();
+    let delete = world.admin(&["workload", "delete", "default/app"]).unwrap();
+    let error = String::from_utf8_lossy(&delete.stderr);
+    assert!(delete.status.success(), "{error}");
+    assert!(world.is_revoked("svids").unwrap());
+    // Its twin goes on.
+    write_svid(&world, "others");
+    assert_eq!(identities(&world), ["spiffe://example.org/other"]);
+    assert!(!world.is_revoked("others").unwrap());
 }
 
 #[test]

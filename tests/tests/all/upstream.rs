@@ -79,6 +79,47 @@ fn what_the_agent_issues_is_believed_by_the_root_above_it() {
 }
 
 #[test]
+fn what_a_revoked_signer_issued_is_on_a_list_as_long_as_the_root_above_is_trusted() {
+    // FAULTS 41
+    let mut world = World::new().unwrap();
+    let root = Authority::new("example.org").unwrap();
+    root.write(world.path(), "root").unwrap();
+    root.write_authority(world.path(), "ca", "example.org", |_| {})
+        .unwrap();
+    world.agent_with(&workload(), ABOVE).unwrap();
+    assert!(is_believed(&world, "root.crt"));
+    fs::rename(world.path().join("svids"), world.path().join("old")).unwrap();
+    let authority = |arguments: &[&str]| {
+        let output = world.admin(&[&["authority"], arguments].concat()).unwrap();
+        assert!(output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let shown = authority(&["show", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let id = shown.pointer("/0/id").unwrap().as_str().unwrap().to_owned();
+    assert!(!world.is_revoked("old").unwrap());
+    for change in [
+        &["prepare"][..],
+        &["activate"],
+        &["taint", &id],
+        &["revoke", &id],
+    ] {
+        authority(change);
+    }
+    assert!(world.is_revoked("old").unwrap());
+    assert!(is_believed(&world, "root.crt"));
+    assert!(
+        !world.is_revoked("svids").unwrap(),
+        "what the next one signed"
+    );
+    // After a restart too.
+    world.signal("agent", Signal::KILL).unwrap();
+    world.ended("agent").unwrap();
+    world.agent_with(&workload(), ABOVE).unwrap();
+    assert!(world.is_revoked("old").unwrap());
+}
+
+#[test]
 fn nothing_lives_longer_than_the_authority_above() {
     // FAULTS 38
     let mut world = World::new().unwrap();

@@ -130,7 +130,7 @@ fn a_workload_that_is_written_as_a_document_reads_as_itself() {
     let full = "apiVersion: postern.dev/v1\nkind: Workload\n\
         metadata: {name: web, namespace: production, labels: {app: web}}\n\
         spec: {serviceAccount: web, hint: h, selectors: ['unix:uid:1', 'docker:label:a:b c'], \
-        svidTTL: 90s, jwtTTL: 1500ms, dnsNames: [a.test], addresses: [10.0.0.1], \
+        svidTTL: 90s, jwtTTL: 2500ms, dnsNames: [a.test], addresses: [10.0.0.1], \
         federatesWith: [other.test], ports: [{name: http, port: 8080}, {port: 53, protocol: UDP}], \
         onDrift: revoke, baseline: {executables: [/bin/app]}}\n";
     let small = "apiVersion: postern.dev/v1\nkind: Workload\nmetadata: {name: web}\n\

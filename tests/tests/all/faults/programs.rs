@@ -58,6 +58,25 @@ fn a_link_gains_no_identity_and_what_it_points_to_does() {
 }
 
 #[test]
+fn a_path_that_somebody_mounted_for_himself_gains_no_identity() {
+    // FAULTS 16
+    let mut world = World::new().unwrap();
+    let (program, other) = (copy(&world, "app"), copy(&world, "other"));
+    let socket = world.agent(&by_path("app", &program)).unwrap();
+    assert!(fetch(&world, &program).status.success());
+    let line = format!(
+        "mount --bind {} {program} && exec {program} api fetch -socketPath {}",
+        other.display(),
+        socket.display(),
+        program = program.display(),
+    );
+    let unshare = ["--user", "--map-root-user", "--mount", "sh", "-c", &line];
+    let output = run("unshare", &unshare).unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("no identity issued"), "{error}");
+}
+
+#[test]
 fn a_file_that_is_named_like_a_deleted_one_is_itself() {
     // FAULTS 17
     let mut world = World::new().unwrap();

@@ -4,6 +4,7 @@
 
 mod attestors;
 mod authority;
+mod chains;
 mod commands;
 mod control;
 mod dependencies;

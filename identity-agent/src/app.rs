@@ -45,6 +45,7 @@ pub fn harden() -> anyhow::Result<()> {
     postern_harden::no_new_privileges()?;
     postern_harden::not_dumpable()?;
     postern_harden::no_core_files()?;
+    postern_harden::all_descriptors()?;
     Ok(())
 }
 

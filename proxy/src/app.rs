@@ -23,6 +23,7 @@ use crate::{
     telemetry::{self, DirectionLabel, Metrics, Readiness},
     tls::{self, Current, Identity},
     tokens::{self, KeyStore},
+    unproven::Unproven,
 };
 
 /// What both roads need.
@@ -34,8 +35,8 @@ pub(crate) struct Proxy {
     pub(crate) pool: Arc<Pool>,
     /// The keys that sign tokens.
     pub(crate) token_keys: KeyStore,
-    /// How many handshakes may be under way at once.
-    pub(crate) handshakes: Semaphore,
+    /// Those who have not proven who they are.
+    pub(crate) unproven: Arc<Unproven>,
     /// Cancelled when the proxy is to end.
     pub(crate) draining: CancellationToken,
     identity: Current,
@@ -96,6 +97,7 @@ impl Proxy {
 pub fn harden(config: &Config) -> anyhow::Result<()> {
     postern_harden::no_new_privileges()?;
     postern_harden::no_core_files()?;
+    postern_harden::all_descriptors()?;
     if config.allow_dumpable {
         tracing::warn!(
             "`harden.insecureAllowDumpable` is on: processes of this user can read the proxy's keys"
@@ -121,7 +123,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         connections: Arc::new(Connections::new(metrics.clone())),
         pool: Arc::default(),
         token_keys: KeyStore::new(&config.token_keys, metrics.clone()),
-        handshakes: Semaphore::new(MAX_HANDSHAKES),
+        unproven: Arc::new(Unproven::new(MAX_UNPROVEN)),
         draining: CancellationToken::new(),
         identity: identity.clone(),
         policies: policies.clone(),
@@ -360,5 +362,5 @@ fn inspect(proxy: &Proxy, path: &str) -> Option<String> {
     }
 }
 
-/// Handshakes cost most; beyond this many at once callers are turned away rather than all slowed.
-const MAX_HANDSHAKES: usize = 1024;
+/// Half of the connections that may be open: the other half is for those who have proven themselves.
+const MAX_UNPROVEN: usize = listener::MAX_CONNECTIONS / 2;

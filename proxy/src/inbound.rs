@@ -109,25 +109,69 @@ async fn road(
     })?;
 
     // Plaintext or TLS, and which of them this port takes.
-    let is_tls = looks_like_tls(&stream, proxy.config.inbound.handshake_timeout).await?;
     let port = facts.destination.port();
     let mode = facts
         .workload
         .as_ref()
         .map_or(MtlsMode::Strict, |name| set.mtls_mode(name, port));
-    match (mode, is_tls) {
-        (MtlsMode::Strict, false) => Err(refused_plaintext(&set, &facts, began)),
-        (MtlsMode::Strict | MtlsMode::Permissive, true) => {
-            let (stream, facts) = handshake(proxy, &identity, stream, facts).await?;
+    let place = proxy.unproven.enter();
+    let proving = prove(proxy, &identity, mode, stream, facts);
+    let proven = tokio::select! {
+        proven = proving => proven?,
+        () = place.gives_way() => {
+            let reason = "too many callers have not proven who they are, and this one took longest";
+            return Err(Refusal::new("gave_way", "peerAuthentication", reason));
+        }
+    };
+    drop(place);
+    match proven {
+        Proven::Refused(facts) => Err(refused_plaintext(&set, &facts, began)),
+        Proven::Mutual(stream, facts) => {
             let http2 = stream
                 .get_ref()
                 .1
                 .alpn_protocol()
                 .map(|protocol| protocol == b"h2");
-            admitted(proxy, &identity, &set, stream, facts, http2).await
+            admitted(proxy, &identity, &set, *stream, facts, http2).await
         }
-        (MtlsMode::Permissive | MtlsMode::Disable, _) => {
-            admitted(proxy, &identity, &set, stream, facts, None).await
+        Proven::Plain(stream, facts) => admitted(proxy, &identity, &set, stream, facts, None).await,
+    }
+}
+
+/// What became of a caller's wish to prove himself.
+enum Proven {
+    /// By mutual TLS.
+    Mutual(Box<TlsStream>, Facts),
+    /// Not at all, where that is enough.
+    Plain(TcpStream, Facts),
+    /// Not at all, where that is not enough.
+    Refused(Facts),
+}
+
+async fn prove(
+    proxy: &Proxy,
+    identity: &Identity,
+    mode: MtlsMode,
+    stream: TcpStream,
+    facts: Facts,
+) -> Result<Proven, Refusal> {
+    let patience = proxy.config.inbound.handshake_timeout;
+    match mode {
+        // Nothing is expected first: the app may be the one that begins.
+        MtlsMode::Disable => Ok(Proven::Plain(stream, facts)),
+        MtlsMode::Strict | MtlsMode::Permissive => {
+            let patience = match mode {
+                MtlsMode::Permissive => patience.min(PERMISSIVE_PATIENCE),
+                _ => patience,
+            };
+            match (mode, looks_like_tls(&stream, mode, patience).await?) {
+                (_, true) => {
+                    let (stream, facts) = handshake(proxy, identity, stream, facts).await?;
+                    Ok(Proven::Mutual(Box::new(stream), facts))
+                }
+                (MtlsMode::Permissive, false) => Ok(Proven::Plain(stream, facts)),
+                (_, false) => Ok(Proven::Refused(facts)),
+            }
         }
     }
 }
@@ -490,9 +534,15 @@ fn facts(proxy: &Proxy, stream: &TcpStream, from: SocketAddr) -> io::Result<Fact
 }
 
 /// A TLS handshake begins with a record of type 22. Looked at, not read.
-async fn looks_like_tls(stream: &TcpStream, patience: Duration) -> Result<bool, Refusal> {
+async fn looks_like_tls(
+    stream: &TcpStream,
+    mode: MtlsMode,
+    patience: Duration,
+) -> Result<bool, Refusal> {
     let mut first = [0];
     match timeout(patience, stream.peek(&mut first)).await {
+        // Nobody who speaks TLS waits for the other side.
+        Err(_) if mode == MtlsMode::Permissive => Ok(false),
         Ok(Ok(1)) => Ok(first == [TLS_HANDSHAKE]),
         Ok(Ok(_)) => Err(Refusal::new(
             "closed",
@@ -535,10 +585,6 @@ async fn handshake(
         _ => Offer::Http,
     };
     let refused = |label, reason: String| Refusal::new(label, "peerAuthentication", reason);
-    let _place = proxy
-        .handshakes
-        .try_acquire()
-        .map_err(|_| refused("handshakes", "too many handshakes at once".into()))?;
     let acceptor = TlsAcceptor::from(identity.server(offer));
     let accepted = timeout(
         proxy.config.inbound.handshake_timeout,
@@ -573,5 +619,8 @@ const TLS_HANDSHAKE: u8 = 22;
 
 /// A caller of `auto` that says nothing for so long waits for the server to speak first.
 pub(crate) const DETECT_PATIENCE: Duration = Duration::from_millis(200);
+/// Where plaintext is welcome, a caller that says nothing for so long waits for the app to begin.
+const PERMISSIVE_PATIENCE: Duration = Duration::from_secs(1);
+
 const HTTP_PATIENCE: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

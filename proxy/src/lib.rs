@@ -1,7 +1,7 @@
 //! The data plane: one proxy in front of each workload.
 //!
 //! `inbound` and `outbound` are the two roads; reading them top to bottom is reading the design.
-//! What they share: `tls` (who we are, whom we trust), `policy_source` (what is allowed), `tokens` (what a request's token says),
+//! What they share: `tls` (who we are, whom we trust), `unproven` (callers who have not proven themselves), `policy_source` (what is allowed), `tokens` (what a request's token says),
 //! `connections` (what is open, and whether it still may be), `http` (what a request may look
 //! like), and the telling of it (`access_log`, `telemetry`).
 
@@ -18,6 +18,8 @@ mod outbound;
 mod listener;
 
 mod detect;
+
+mod unproven;
 
 mod tls;
 

@@ -44,6 +44,22 @@ pub fn no_core_files() -> Result<(), HardenError> {
         .map_err(|error| HardenError::new("forbid core files", &error))
 }
 
+/// Raises the number of descriptors that may be open to as many as the process may have: the lower one
+/// that is usual is for programs that still use `select`.
+///
+/// # Errors
+/// The kernel's own; callers do not start.
+pub fn all_descriptors() -> Result<(), HardenError> {
+    let resource = rustix::process::Resource::Nofile;
+    let limit = rustix::process::getrlimit(resource);
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    rustix::process::setrlimit(resource, raised)
+        .map_err(|error| HardenError::new("raise the number of descriptors", &error))
+}
+
 /// Drops every capability but the named ones, from all five sets. Of the named ones only those
 /// that the process has are kept: nothing is gained here.
 ///

@@ -1,8 +1,9 @@
 //! The proxy's road in, called by openssl and curl, with good and wrong certificates from files.
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, process::Command};
 
 use postern_tests::{
+    binaries,
     certificates::Authority,
     root, run,
     world::{App, World, free_address},
@@ -24,15 +25,21 @@ spec: {serviceAccount: web, ports: [{name: http, port: 8080}]}
 const FRONTEND: &str = "spiffe://example.org/workload/frontend";
 
 /// A proxy in front of an app, with an identity from files and the policies of the demo.
-struct Site {
-    world: World,
-    app: App,
-    address: SocketAddr,
-    authority: Authority,
+pub(super) struct Site {
+    pub(super) world: World,
+    pub(super) app: App,
+    pub(super) address: SocketAddr,
+    pub(super) authority: Authority,
+    metrics: SocketAddr,
 }
 
 impl Site {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
+        Self::start_under(":")
+    }
+
+    /// With a proxy that a shell has done this for before.
+    pub(super) fn start_under(line: &str) -> Self {
         let mut world = World::new().unwrap();
         let app = App::start().unwrap();
         let authority = Authority::new("example.org").unwrap();
@@ -74,9 +81,14 @@ impl Site {
              accessLog: {{path: access.log}}\ndrain: 1s\n",
             app.address
         );
-        world.proxy("proxy", &config).unwrap();
+        let config = world.write("proxy.yaml", &config).unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{line}; exec \"$0\" run --config \"$1\"")]);
+        shell.arg(binaries().unwrap().join("postern-proxy"));
+        world.spawn("proxy", shell.arg(config)).unwrap();
         world.said("proxy", "ready").unwrap();
         Self {
+            metrics,
             world,
             app,
             address,
@@ -84,14 +96,29 @@ impl Site {
         }
     }
 
-    fn leaf(&self, change: impl FnOnce(&mut CertificateParams)) {
+    /// What its metrics say.
+    pub(super) fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.metrics);
+        let output = run("curl", &["-s", &url]).unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// One of them; none is 0.
+    pub(super) fn metric(&self, name: &str) -> f64 {
+        let metrics = self.metrics();
+        let mut lines = metrics.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name));
+        value.map_or(0.0, |value| value.trim().parse().unwrap())
+    }
+
+    pub(super) fn leaf(&self, change: impl FnOnce(&mut CertificateParams)) {
         self.authority
             .write_leaf(self.world.path(), "caller", FRONTEND, change)
             .unwrap();
     }
 
     /// What curl gets with the caller's certificate: the status, or 0 where there was no answer.
-    fn curl(&self, arguments: &[&str], path: &str) -> u16 {
+    pub(super) fn curl(&self, arguments: &[&str], path: &str) -> u16 {
         let file = |name: &str| self.world.path().join(name).display().to_string();
         let (certificate, key) = (file("caller.crt"), file("caller.key"));
         let url = format!("https://{}{path}", self.address);

@@ -17,6 +17,7 @@ mod live;
 mod readme;
 mod registry;
 mod road;
+mod tls;
 mod tokens;
 mod upstream;
 mod workload_api;

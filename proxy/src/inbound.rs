@@ -34,6 +34,7 @@ use crate::{
         headers::{self, FORWARDED_CLIENT_CERT, REASON, REQUEST_ID},
         pool::{Connected, Upstream, UpstreamError},
         serve::{Clean, clean, own_answer, refuse_malformed, serve},
+        upgrade,
     },
     listener, relay,
     telemetry::{AnswerLabels, RefusalLabels},
@@ -331,7 +332,7 @@ impl Caller {
         }
 
         // To the app, as it was judged.
-        let id = clean.id.clone();
+        let (id, wire) = (clean.id.clone(), clean.wire.take());
         let accepted = accepted.and_then(|number| rules.get(number).copied());
         let accepted = token.as_ref().zip(accepted);
         tell_app(&mut clean.request, &rules, accepted);
@@ -339,6 +340,12 @@ impl Caller {
             Ok(response) => self.finish(response.map(Answered::upstream), record, &id, began),
             Err(error) => {
                 let mut record = record;
+                // Whose fault is it that the body broke off?
+                if let Some(refused) = wire.and_then(|wire| wire.broken()) {
+                    self.count("malformed");
+                    let record = record.refused("request", refused.to_string());
+                    return self.finish(refuse_malformed(refused.into(), &id), record, &id, began);
+                }
                 record.reason = Some(error.to_string());
                 self.finish(upstream_failed(&error, &id), record, &id, began)
             }
@@ -377,7 +384,11 @@ impl Caller {
     }
 
     async fn forward(&self, clean: Clean) -> Result<Response<Incoming>, UpstreamError> {
-        let Clean { mut request, .. } = clean;
+        let Clean {
+            mut request,
+            websocket,
+            ..
+        } = clean;
         if let Some(value) = &self.client_cert {
             request
                 .headers_mut()
@@ -389,6 +400,9 @@ impl Caller {
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         let http2 = is_grpc || self.proxy.config.inbound.protocol == Protocol::Http2;
         let address = self.facts.destination;
+        if let Some(tunnels) = websocket.filter(|_| self.proxy.config.inbound.websocket) {
+            return upgrade::websocket(request, address, &tunnels).await;
+        }
         let upstream = Upstream::App { address, http2 };
         let connect = || async move {
             let stream = TcpStream::connect(address)
@@ -402,7 +416,9 @@ impl Caller {
                 watched: None,
             })
         };
-        self.proxy.pool.send(&upstream, request, connect).await
+        let mut response = self.proxy.pool.send(&upstream, request, connect).await?;
+        headers::strip_hop_by_hop(response.headers_mut());
+        Ok(response)
     }
 
     /// The last steps of every answer: its id, its count, its line.
@@ -413,7 +429,6 @@ impl Caller {
         id: &HeaderValue,
         began: Instant,
     ) -> Response<Answered> {
-        headers::strip_hop_by_hop(response.headers_mut());
         response.headers_mut().insert(REQUEST_ID, id.clone());
         let class = class(response.status());
         self.proxy
@@ -446,7 +461,9 @@ pub(crate) fn upstream_failed(error: &UpstreamError, id: &HeaderValue) -> Respon
             own_answer(StatusCode::SERVICE_UNAVAILABLE, "upstream unavailable", id)
         }
         UpstreamError::Timeout => own_answer(StatusCode::GATEWAY_TIMEOUT, "upstream timeout", id),
-        UpstreamError::Answer(_) => own_answer(StatusCode::BAD_GATEWAY, "bad gateway", id),
+        UpstreamError::Answer(_) | UpstreamError::Ambiguous(_) => {
+            own_answer(StatusCode::BAD_GATEWAY, "bad gateway", id)
+        }
         UpstreamError::Request => own_answer(StatusCode::BAD_REQUEST, "bad request", id),
     }
 }

@@ -23,6 +23,10 @@ use tokio::{
     time::timeout,
 };
 
+use super::{
+    answer::{Ambiguous, check},
+    head::MAX_HEAD_BYTES,
+};
 use crate::connections::Watched;
 
 /// Which upstream, and what is spoken with it.
@@ -76,6 +80,9 @@ pub(crate) enum UpstreamError {
     /// Its answer is not HTTP, or broke off.
     #[error("the upstream's answer is not usable: {0}")]
     Answer(hyper::Error),
+    /// Its answer can be read in two ways.
+    #[error("the upstream's answer is refused: {0}")]
+    Ambiguous(#[from] Ambiguous),
     /// The request cannot be put into the upstream's form.
     #[error("the request cannot be forwarded")]
     Request,
@@ -174,6 +181,7 @@ impl Pool {
         if !http2 {
             let (sender, connection) = http1::Builder::new()
                 .max_headers(MAX_HEADERS)
+                .max_buf_size(MAX_HEAD_BYTES)
                 .handshake(io)
                 .await
                 .map_err(UpstreamError::Answer)?;
@@ -215,10 +223,11 @@ impl Pool {
                 Sender::Http1(mut kept) => {
                     let request = for_http1(request).map_err(bad)?;
                     let response = kept.sender.try_send_request(request).await;
-                    if response.is_ok() {
-                        self.keep_when_ready(upstream.clone(), kept);
-                    }
-                    response.map_err(unsent)
+                    let response = response.map_err(unsent)?;
+                    // A refused answer ends its connection: nobody knows where it ends.
+                    check(&response).map_err(|ambiguous| (ambiguous.into(), None))?;
+                    self.keep_when_ready(upstream.clone(), kept);
+                    Ok(response)
                 }
                 Sender::Http2(mut kept) => {
                     let request = for_http2(request).map_err(bad)?;

@@ -11,6 +11,7 @@ mod docker;
 mod envoy;
 mod faults;
 mod federation;
+mod http1;
 mod inbound;
 mod live;
 mod readme;

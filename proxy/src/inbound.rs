@@ -28,7 +28,7 @@ use crate::{
     app::Proxy,
     config::{Forward, Protocol},
     connections::Facts,
-    detect::{Spoken, detect},
+    detect::{Detecting, Spoken, detect},
     http::{
         body::Answered,
         headers::{self, FORWARDED_CLIENT_CERT, REASON, REQUEST_ID},
@@ -174,10 +174,12 @@ async fn spoken<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             http(proxy, identity, stream, facts, http2).await
         }
         (Protocol::Auto, None) => {
-            let (spoken, stream) = detect(stream, DETECT_PATIENCE).await.map_err(failed)?;
-            match spoken {
-                Spoken::Other => tcp(proxy, set, stream, facts).await,
-                http => http_of(proxy, identity, stream, facts, http).await,
+            let mut stream = Detecting::new(stream);
+            let spoken = stream.spoken_within(DETECT_PATIENCE, HTTP_PATIENCE).await;
+            match spoken.map_err(failed)? {
+                None => silent(proxy, identity, set, stream, facts).await,
+                Some(Spoken::Other) => tcp(proxy, set, stream.rewound(), facts).await,
+                Some(http) => http_of(proxy, identity, stream.rewound(), facts, http).await,
             }
         }
         (Protocol::Http, None) => {
@@ -210,21 +212,70 @@ async fn http_of<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
+/// A caller that says nothing: perhaps it waits for the app to speak first, perhaps it only takes
+/// its time. Whoever speaks first decides; a request stays one, however late it comes.
+async fn silent<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    proxy: &Arc<Proxy>,
+    identity: &Arc<Identity>,
+    set: &PolicySet,
+    mut stream: Detecting<S>,
+    facts: Facts,
+) -> Result<(), Refusal> {
+    let began = Instant::now();
+    let failed = |error: io::Error| Refusal::new("io", "network", error.to_string());
+    let (spoken, app) = match permit(set, &facts) {
+        // No opaque bytes for this caller: it speaks HTTP, or not at all.
+        Err(refusal) => match timeout(HTTP_PATIENCE, stream.spoken()).await {
+            Ok(spoken) => match spoken.map_err(failed)? {
+                Spoken::Other => return Err(refusal),
+                http => (http, None),
+            },
+            Err(_) => return Err(refusal),
+        },
+        Ok(record) => {
+            let app = reach(&facts).await?;
+            tokio::select! {
+                _ = app.readable() => (Spoken::Other, Some((app, record))),
+                spoken = stream.spoken() => (spoken.map_err(failed)?, Some((app, record))),
+            }
+        }
+    };
+    match (spoken, app) {
+        (Spoken::Other, Some((app, record))) => {
+            copy(proxy, stream.rewound(), app, record, began).await;
+            Ok(())
+        }
+        (http, _) => http_of(proxy, identity, stream.rewound(), facts, http).await,
+    }
+}
+
 /// Opaque TCP: asked once, then copied.
 async fn tcp<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     proxy: &Arc<Proxy>,
     set: &PolicySet,
-    mut stream: S,
+    stream: S,
     facts: Facts,
 ) -> Result<(), Refusal> {
     let began = Instant::now();
+    let record = permit(set, &facts)?;
+    let app = reach(&facts).await?;
+    copy(proxy, stream, app, record, began).await;
+    Ok(())
+}
+
+/// May this caller send opaque bytes?
+fn permit(set: &PolicySet, facts: &Facts) -> Result<Record, Refusal> {
     let access = facts.access(None);
     let decision = set.decide_request(&access);
-    let mut record = Record::of(&facts).decided(set, &access, &decision);
-    if decision.verdict == Verdict::Deny {
-        return Err(Refusal::decided("policy", record));
+    let record = Record::of(facts).decided(set, &access, &decision);
+    match decision.verdict {
+        Verdict::Allow => Ok(record),
+        Verdict::Deny => Err(Refusal::decided("policy", record)),
     }
-    let mut app = timeout(CONNECT_TIMEOUT, TcpStream::connect(facts.destination))
+}
+
+async fn reach(facts: &Facts) -> Result<TcpStream, Refusal> {
+    let app = timeout(CONNECT_TIMEOUT, TcpStream::connect(facts.destination))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|error| {
@@ -235,12 +286,21 @@ async fn tcp<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             )
         })?;
     let _ = app.set_nodelay(true);
+    Ok(app)
+}
+
+async fn copy<S: AsyncRead + AsyncWrite + Unpin>(
+    proxy: &Proxy,
+    mut stream: S,
+    mut app: TcpStream,
+    mut record: Record,
+    began: Instant,
+) {
     match relay::relay(&mut stream, &mut app).await {
         Ok((received, sent)) => (record.bytes_received, record.bytes_sent) = (received, sent),
         Err(error) => record.reason = Some(error.to_string()),
     }
     proxy.access_log.write(&record.since(began));
-    Ok(())
 }
 
 /// HTTP: every request is asked.
@@ -258,6 +318,7 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             .ok()?;
         headers::forwarded_client_cert(identity.id(), &peer, leaf)
     });
+    let source = facts.source;
     let caller = Arc::new(Caller {
         proxy: proxy.clone(),
         facts,
@@ -268,7 +329,17 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         async move { caller.request(request).await }
     };
     // How the caller ends its connection is its business; what it asked is in the log.
-    let _ = serve(stream, http2, proxy.draining.clone(), answer).await;
+    let ended = serve(stream, http2, proxy.draining.clone(), answer).await;
+    if let Err(cut) = &ended
+        && let Some(reason) = cut.limit()
+    {
+        tracing::info!(src.addr = %source, reason = %cut, "a connection is cut");
+        let labels = RefusalLabels {
+            direction: "inbound",
+            reason,
+        };
+        proxy.metrics.refused.get_or_create(&labels).inc();
+    }
     Ok(())
 }
 

@@ -19,6 +19,8 @@ class App:
 
     def __init__(self, port):
         self.listener = socket.create_server(("127.0.0.1", port), backlog=256)
+        self.http2 = None
+        self.greeting = b""
         self.lock = threading.Condition()
         self.reset()
         threading.Thread(target=self.serve, daemon=True).start()
@@ -40,6 +42,11 @@ class App:
         reader = Reader(end)
         with end:
             try:
+                if self.greeting:
+                    end.sendall(self.greeting)
+                reader.more()
+                if self.http2 and reader.bytes.startswith(b"PRI "):
+                    return self.http2(end, reader.bytes)
                 while self.request(end, reader):
                     pass
             except (OSError, Cut):
@@ -298,7 +305,8 @@ class Table:
 
 class Site:
     def __init__(self, arguments):
-        host, port, certificate, key, app = arguments[:5]
+        host, port, certificate, key, app, pid = arguments
+        self.pid = int(pid)
         self.proxy = Proxy(host, int(port), certificate, key)
         self.app = App(int(app))
         self.failures = []
@@ -306,6 +314,11 @@ class Site:
     def check(self, holds, what, *seen):
         if not holds:
             self.failures.append(f"{what}: {' '.join(str(one) for one in seen)}")
+
+    def memory(self):
+        """The proxy's resident memory in MiB."""
+        with open(f"/proc/{self.pid}/statm") as file:
+            return int(file.read().split()[1]) * 4096 / 2**20
 
     def refused(self, what, *pieces, status=400, before=0, **more):
         """One answer of ours, then the end; the app saw only the `before` requests before it."""

@@ -234,7 +234,7 @@ impl Seen {
 }
 
 /// Plain decimal digits without a leading zero, which some read as octal.
-fn length(value: &[u8]) -> Result<u64, Refused> {
+pub(crate) fn length(value: &[u8]) -> Result<u64, Refused> {
     let plain = match value {
         b"0" => true,
         [b'1'..=b'9', ..] => value.iter().all(u8::is_ascii_digit),

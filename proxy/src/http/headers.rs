@@ -97,6 +97,18 @@ pub(crate) fn is_trailer(name: &[u8]) -> bool {
         )
 }
 
+/// Takes trailers out that may not pass.
+pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
+    let gone: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| !is_trailer(name.as_str().as_bytes()))
+        .cloned()
+        .collect();
+    for name in gone {
+        trailers.remove(name);
+    }
+}
+
 /// HTTP/2 may send a cookie in pieces; an app of HTTP/1, and a policy, expect one field.
 /// Spec: RFC 9113 section 8.2.3.
 pub(crate) fn join_cookies(headers: &mut HeaderMap) {

@@ -1,7 +1,7 @@
 //! Speaking HTTP with whoever called: the bounds, the checks that every request must pass, and the
 //! answers that are ours.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, error::Error as _, io, sync::Arc, time::Duration};
 
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version,
@@ -20,13 +20,39 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    body::Answered,
+    body::{Answered, Asked, Untaken},
     guard::{Guarded, Patience, Wire},
     head::{self, MAX_HEAD_BYTES},
     headers,
     pool::{CONNECTION_WINDOW, MAX_HEADER_LIST_BYTES, MAX_HEADERS, STREAM_WINDOW},
     upgrade::{Tunnels, offers_websocket},
 };
+
+/// Why a connection did not end well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Cut {
+    /// What came, or how it stopped coming.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    /// Answers that nobody took.
+    #[error("the caller took nothing of an answer for {} seconds", PATIENCE.write.as_secs())]
+    Untaken,
+}
+
+impl Cut {
+    /// The limit that was reached, if it was one of ours.
+    pub(crate) fn limit(&self) -> Option<&'static str> {
+        let error = match self {
+            Self::Untaken => return Some("untaken"),
+            Self::Http(error) => error,
+        };
+        let cause = error
+            .source()
+            .and_then(|cause| cause.downcast_ref::<io::Error>());
+        let is_late = cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut);
+        (is_late || error.is_timeout()).then_some("too_slow")
+    }
+}
 
 /// Serves a connection until it ends. When `draining` is cancelled it finishes what is in flight
 /// and ends.
@@ -35,7 +61,7 @@ pub(crate) async fn serve<S, F>(
     is_http2: bool,
     draining: CancellationToken,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
-) -> hyper::Result<()>
+) -> Result<(), Cut>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = Response<Answered>> + Send + 'static,
@@ -51,15 +77,22 @@ async fn serve_http2<S, F>(
     stream: S,
     draining: CancellationToken,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
-) -> hyper::Result<()>
+) -> Result<(), Cut>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = Response<Answered>> + Send + 'static,
 {
-    let service = service_fn(move |request| {
-        let answer = answer.clone();
-        async move { Ok::<_, Infallible>(answer(request).await) }
-    });
+    let untaken = Untaken::default();
+    let service = {
+        let untaken = untaken.clone();
+        service_fn(move |request| {
+            let (answer, untaken) = (answer.clone(), untaken.clone());
+            async move {
+                let response = answer(request).await;
+                Ok::<_, Infallible>(response.map(|body| body.watched(&untaken)))
+            }
+        })
+    };
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
@@ -72,11 +105,16 @@ where
         .keep_alive_timeout(Duration::from_secs(10))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    let mut nobody_takes = std::pin::pin!(untaken.for_longer_than(PATIENCE.write));
     tokio::select! {
-        ended = connection.as_mut() => return ended,
+        ended = connection.as_mut() => return Ok(ended?),
+        () = nobody_takes.as_mut() => return Err(Cut::Untaken),
         () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    connection.await
+    tokio::select! {
+        ended = connection => Ok(ended?),
+        () = nobody_takes => Err(Cut::Untaken),
+    }
 }
 
 /// Below the library the stream is watched: see [`Guarded`].
@@ -84,7 +122,7 @@ async fn serve_http1<S, F>(
     stream: S,
     draining: CancellationToken,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
-) -> hyper::Result<()>
+) -> Result<(), Cut>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = Response<Answered>> + Send + 'static,
@@ -131,7 +169,7 @@ where
         None => connection.await,
     };
     tunnels.ended().await;
-    outcome
+    Ok(outcome?)
 }
 
 /// Why a request is refused before any policy is asked.
@@ -173,7 +211,7 @@ impl Malformed {
 /// A request in its one spelling: what is judged, and what will be forwarded.
 #[derive(Debug)]
 pub(crate) struct Clean {
-    pub(crate) request: Request<Incoming>,
+    pub(crate) request: Request<Asked>,
     /// The authority, with its port if one was sent.
     pub(crate) host: String,
     pub(crate) id: HeaderValue,
@@ -214,7 +252,7 @@ pub(crate) fn clean(
             }
             *request.uri_mut() = Uri::from(target);
             Ok(Clean {
-                request,
+                request: request.map(Asked::from),
                 host,
                 id,
                 wire,
@@ -253,6 +291,12 @@ fn check(
     }
     let headers = request.headers();
     lengths(request.version(), headers)?;
+    // The library takes `?x` for a path, and adds the slash that it does not have.
+    let target = request.uri().path_and_query().map(PathAndQuery::as_str);
+    if request.version() == Version::HTTP_2 && target.is_some_and(|target| !target.starts_with('/'))
+    {
+        return Err(PathRefused::NotAbsolute.into());
+    }
     let host = host(request.uri(), headers)?;
     let path = normalize::path(request.uri().path(), paths)?;
     let target = match request.uri().query() {
@@ -273,6 +317,9 @@ fn lengths(version: Version, headers: &HeaderMap) -> Result<(), Malformed> {
         || headers.get_all(CONTENT_LENGTH).iter().count() > 1
     {
         return Err(Malformed::Length);
+    }
+    if let Some(length) = headers.get(CONTENT_LENGTH) {
+        head::length(length.as_bytes())?;
     }
     Ok(())
 }

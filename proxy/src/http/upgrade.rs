@@ -20,6 +20,7 @@ use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 
 use super::{
     answer::{Ambiguous, lengths},
+    body::Asked,
     head::{MAX_FIELDS, MAX_HEAD_BYTES},
     headers,
     pool::UpstreamError,
@@ -73,7 +74,7 @@ pub(crate) fn offers_websocket(method: &Method, headers: &HeaderMap) -> bool {
 /// # Errors
 /// [`UpstreamError`], as for any request.
 pub(crate) async fn websocket(
-    mut request: Request<Incoming>,
+    mut request: Request<Asked>,
     app: SocketAddr,
     tunnels: &Tunnels,
 ) -> Result<Response<Incoming>, UpstreamError> {

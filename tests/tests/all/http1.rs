@@ -1,6 +1,6 @@
 //! Requests of HTTP/1 as no library would send them, and answers as no app should give them.
 //!
-//! The cases are tables in `tests/python/h1.py`, which is the caller and the app; here stands the
+//! The cases are tables in `tests/python/http1.py`, which is the caller and the app; here stands the
 //! proxy between them, and each group of cases has a name.
 
 use std::net::SocketAddr;
@@ -23,8 +23,8 @@ metadata: {name: web, namespace: production, labels: {app: web}}
 spec: {serviceAccount: web, ports: [{name: http, port: 8080}]}
 ";
 
-/// All is allowed to one caller, but for a path, a host, a method and a field.
-const POLICIES: &str = "\
+/// All is allowed to one caller, opaque bytes too.
+const ALLOW: &str = "\
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: in, namespace: production}
@@ -36,6 +36,10 @@ metadata: {name: all, namespace: production}
 spec:
   action: ALLOW
   rules: [{from: [{source: {principals: ['example.org/workload/frontend']}}]}]
+";
+
+/// But for a path, a host, a method and a field; and so no opaque bytes, of which nobody knows.
+const DENY: &str = "\
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -60,6 +64,10 @@ pub(crate) struct Between {
 impl Between {
     /// Starts the proxy; `more` is added to its section `inbound`.
     pub(crate) fn start(script: &'static str, more: &str) -> Self {
+        Self::with(script, more, &format!("{ALLOW}{DENY}"))
+    }
+
+    fn with(script: &'static str, more: &str, policies: &str) -> Self {
         let mut world = World::new().unwrap();
         let authority = Authority::new("example.org").unwrap();
         for (name, id) in [
@@ -72,7 +80,7 @@ impl Between {
         }
         world.write("bundle.crt", &authority.pem).unwrap();
         world.write("workloads/workloads.yaml", WORKLOADS).unwrap();
-        world.write("policies/policies.yaml", POLICIES).unwrap();
+        world.write("policies/policies.yaml", policies).unwrap();
         let [address, app, admin, metrics] = [(); 4].map(|()| free_address().unwrap());
         let config = format!(
             "identity: {{files: {{certificate: web.crt, key: web.key, bundle: bundle.crt}}}}\n\
@@ -104,6 +112,7 @@ impl Between {
             self.address.port().to_string(),
         );
         let app = self.app.port().to_string();
+        let pid = self.world.pid("proxy").unwrap().to_string();
         let (certificate, key) = (file("caller.crt"), file("caller.key"));
         let mut arguments = vec![
             script.to_str().unwrap(),
@@ -112,6 +121,7 @@ impl Between {
             &certificate,
             &key,
             &app,
+            &pid,
         ];
         arguments.extend(groups);
         let output = run(python.to_str().unwrap(), &arguments).unwrap();
@@ -123,7 +133,7 @@ impl Between {
 
 #[track_caller]
 fn holds(group: &str) {
-    Between::start("h1.py", "").holds(&[group]);
+    Between::start("http1.py", "").holds(&[group]);
 }
 
 #[test]
@@ -195,7 +205,7 @@ fn a_websocket_carries_bytes_both_ways() {
 #[test]
 fn no_websocket_is_opened_where_the_configuration_says_so() {
     // FAULTS 91
-    Between::start("h1.py", ", upgrades: []").holds(&["no_websocket"]);
+    Between::start("http1.py", ", upgrades: []").holds(&["no_websocket"]);
 }
 
 #[test]
@@ -232,4 +242,17 @@ fn bad_answers_are_refused_and_belong_to_nobody_else() {
 fn identity_fields_are_set_by_the_proxy_alone() {
     // FAULTS 111, 114, 115
     holds("fields_of_one_connection");
+}
+
+#[test]
+fn a_request_is_one_however_its_first_bytes_come() {
+    // FAULTS 94, 114
+    holds("detection");
+}
+
+#[test]
+fn a_request_stays_one_where_opaque_bytes_are_allowed() {
+    // FAULTS 114
+    let both = Between::with("http1.py", "", ALLOW);
+    both.holds(&["detection_where_all_is_allowed", "server_first"]);
 }

@@ -1,6 +1,6 @@
 """Requests of HTTP/1 as no library would send them, through the proxy to an app.
 
-    h1.py HOST PORT CERTIFICATE KEY APP_PORT [GROUP...]
+    http1.py HOST PORT CERTIFICATE KEY APP_PORT PROXY_PID [GROUP...]
 
 Prints what did not come out as it must, and ends with 1 if there was any. The policies allow all but
 paths below `/denied`, the host `denied.example`, the method DELETE and the field `x-deny: yes`.
@@ -865,6 +865,66 @@ def fields_of_one_connection(site):
     site.passes("another value", get("/", "X-Deny: no"))
 
 
+@table.group
+def detection(site):
+    first_bytes(site, denies=True)
+
+
+@table.group
+def detection_where_all_is_allowed(site):
+    first_bytes(site, denies=False)
+
+
+def first_bytes(site, denies):
+    # FAULTS 94, 114: what is spoken is found out by the first bytes, however they come.
+    forged = ("X-Forwarded-Client-Cert: forged",)
+    for what, pieces in [
+        ("at once", [get("/", *forged)]),
+        ("byte by byte", [bytes([byte]) for byte in get("/", *forged)]),
+        ("two letters first", [b"GE", get("/", *forged)[2:]]),
+        ("a method first", [b"GET ", get("/", *forged)[4:]]),
+        ("an empty line first", [b"\r\n", get("/", *forged)]),
+        ("late", [b"", get("/", *forged)]),
+    ]:
+        pause = 0.002 if len(pieces) > 2 else 0.6
+        answers = site.passes(what, *pieces, alpn=None, pause=pause)
+        site.check(answers.statuses == [200], what, answers)
+        head = site.app.heads()[0] if site.app.heads() else b""
+        site.check(b"forged" not in head and is_field(head, "x-forwarded-client-cert"), what, head)
+        at_denied = [piece.replace(b"GET / ", b"GET /denied ").replace(b"T / ", b"T /denied ") for piece in pieces]
+        if denies and len(pieces) <= 2 and what != "a method first":
+            site.app.reset()
+            answers = site.proxy.say(*at_denied, wait_for=1, alpn=None, pause=pause)
+            site.check(answers.statuses == [403] and not site.app.heads(), f"{what}, denied", answers)
+    for what, request in [
+        ("lower case", get("/", *forged, method="get")),
+        ("a space first", b" " + get("/", *forged)),
+        ("spaces and lines first", b" \r\n\n " + get("/", *forged)),
+        ("no version", b"GET /\r\n\r\n"),
+        ("absolute form in lower case", get("http://web.example/", method="get")),
+        ("a bad line end", b"GET / HTTP/1.1\nHost: a\n\n"),
+        ("HTTP/1.1's form of HTTP/2", b"PRI * HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ]:
+        site.refused(what, request, status=[400, 501], alpn=None)
+
+
+@table.group
+def server_first(site):
+    # All is allowed here, opaque bytes too.
+    site.app.greeting = b"220 hello\r\n"
+    with site.proxy.connect(None) as end:
+        seen = b""
+        while len(seen) < 11:
+            seen += end.recv(100)
+        site.check(seen == b"220 hello\r\n", "the app speaks first", seen)
+    site.app.greeting = b""
+    site.app.reset(lambda end, reader, asked: end.sendall(b"pong"))
+    with site.proxy.connect(None) as end:
+        end.sendall(b"ping\r\n\r\n")
+        site.check(end.recv(100) == b"pong", "opaque bytes", "")
+
+
 if __name__ == "__main__":
-    names = sys.argv[6:] or [name for name in table.groups if name != "no_websocket"]
-    table.run(Site(sys.argv[1:6]), names)
+    elsewhere = ("no_websocket", "server_first", "detection_where_all_is_allowed")
+    names = sys.argv[7:] or [name for name in table.groups if name not in elsewhere]
+    table.run(Site(sys.argv[1:7]), names)

@@ -860,6 +860,12 @@ def fields_of_one_connection(site):
         ("X-Deny: yes", "X-Deny: no"),
         ("X-Deny: ", "X-Deny: yes"),
         ("X-Deny: yes", "x-deny: yes"),
+        ("X-Deny: no, yes",),
+        ("X-Deny: yes,no",),
+        ("X-Deny: ,yes",),
+        ("X-Deny: yes ,",),
+        ("X-Deny: \tyes \t",),
+        ("X-Deny: a, b, yes, c", "X-Deny: no"),
     ]:
         denied(site, f"{fields}", get("/", *fields))
     site.passes("another value", get("/", "X-Deny: no"))

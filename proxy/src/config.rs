@@ -109,6 +109,8 @@ pub struct Inbound {
     pub protocol: Protocol,
     /// How long a caller may take to prove who it is.
     pub handshake_timeout: Duration,
+    /// A request may switch to WebSocket.
+    pub websocket: bool,
 }
 
 /// Where the app is.
@@ -423,7 +425,13 @@ fn defaults(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Defaults> {
 
 fn inbound(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Inbound> {
     let node = all.required("inbound", "proxy.yaml", problems)?;
-    let known = ["listen", "forward", "protocol", "handshakeTimeout"];
+    let known = [
+        "listen",
+        "forward",
+        "protocol",
+        "handshakeTimeout",
+        "upgrades",
+    ];
     let section = Fields::of(node, "inbound", &known, problems)?;
     let listen = match section.get("listen") {
         Some(node) => fields::socket_address(node, "inbound.listen", problems),
@@ -454,12 +462,31 @@ fn inbound(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Inbound> {
         Some(node) => fields::duration(node, "handshakeTimeout", problems),
         None => Some(Duration::from_secs(10)),
     };
+    let websocket = match section.get("upgrades") {
+        Some(node) => upgrades(node, problems),
+        None => Some(true),
+    };
     Some(Inbound {
         listen: listen?,
         forward: forward?,
         protocol: protocol?,
         handshake_timeout: handshake_timeout?,
+        websocket: websocket?,
     })
+}
+
+/// The protocols that a request may switch to: `[websocket]` or `[]`.
+fn upgrades(node: &Node, problems: &mut Problems<'_>) -> Option<bool> {
+    let names = fields::list(node, "inbound.upgrades", problems)?;
+    for name in names {
+        let text = fields::text(name, "inbound.upgrades", problems)?;
+        if text != "websocket" {
+            let hint = "`[websocket]`, or `[]` for none";
+            problems.error_with(name.at, format!("`{text}` is no known upgrade"), hint);
+            return None;
+        }
+    }
+    Some(!names.is_empty())
 }
 
 fn protocol(node: &Node, problems: &mut Problems<'_>) -> Option<Protocol> {

@@ -24,6 +24,10 @@ pub(crate) enum Spoken {
 }
 
 /// Tells what is spoken; `None` as long as it could still be several things. Pure.
+///
+/// What any server could take for HTTP is HTTP, also where it is not well formed: a method in lower
+/// case, empty lines and spaces before it. It is refused as such, and never carried as opaque bytes
+/// past the checks of requests.
 pub(crate) fn classify(first: &[u8]) -> Option<Spoken> {
     let preface = PREFACE
         .get(..first.len().min(PREFACE.len()))
@@ -32,16 +36,97 @@ pub(crate) fn classify(first: &[u8]) -> Option<Spoken> {
     if could_be_http2 && first.len() >= PREFACE.len() {
         return Some(Spoken::Http2);
     }
-    // A method: capital letters, then a space.
-    let letters = first
+    let spaces = first.iter().take_while(|byte| byte.is_ascii_whitespace());
+    let spaces = spaces.count();
+    if spaces > MOST_SPACES {
+        return Some(Spoken::Other);
+    }
+    let line = first.get(spaces..).unwrap_or_default();
+    // A method: letters, then a space.
+    let letters = line
         .iter()
-        .take_while(|byte| byte.is_ascii_uppercase() || **byte == b'-')
+        .take_while(|byte| byte.is_ascii_alphabetic() || **byte == b'-')
         .count();
-    match first.get(letters) {
-        None if letters <= LONGEST_METHOD => None,
-        Some(b' ') if letters > 0 && !could_be_http2 => Some(Spoken::Http1),
-        Some(_) if could_be_http2 => None,
+    let (method, rest) = line.split_at_checked(letters).unwrap_or_default();
+    let is_capital = !method.iter().any(u8::is_ascii_lowercase);
+    match rest {
+        [] if letters <= LONGEST_METHOD => None,
+        [b' '] if letters > 0 && !is_capital => None,
+        [b' ', b'/' | b'*' | b'h' | b'H', ..] if letters > 0 && !could_be_http2 => {
+            Some(Spoken::Http1)
+        }
+        [b' ', ..] if letters > 0 && is_capital && !could_be_http2 => Some(Spoken::Http1),
+        [_, ..] if could_be_http2 => None,
         _ => Some(Spoken::Other),
+    }
+}
+
+/// Could these bytes, which are not enough to tell, be the beginning of a request?
+fn may_become_http(first: &[u8]) -> bool {
+    !first.is_empty() && !first.iter().any(u8::is_ascii_lowercase)
+}
+
+/// A stream that is looked at until it is clear what is spoken.
+#[derive(Debug)]
+pub(crate) struct Detecting<S> {
+    first: Vec<u8>,
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> Detecting<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self {
+            first: Vec::with_capacity(64),
+            stream,
+        }
+    }
+
+    /// Reads until it is clear. Nothing is lost when this is dropped.
+    ///
+    /// # Errors
+    /// The stream's own.
+    pub(crate) async fn spoken(&mut self) -> io::Result<Spoken> {
+        loop {
+            if let Some(spoken) = classify(&self.first) {
+                return Ok(spoken);
+            }
+            if self.stream.read_buf(&mut self.first).await? == 0 {
+                return Ok(Spoken::Other);
+            }
+        }
+    }
+
+    /// Like [`Self::spoken`] for a caller that nobody trusts; `None` if it says nothing within
+    /// `silence`. What could become a request is never taken for anything else, however slowly it
+    /// comes.
+    ///
+    /// # Errors
+    /// The stream's own, and [`io::ErrorKind::TimedOut`] where a request was begun, and within
+    /// `patience` nobody could tell that it is one.
+    pub(crate) async fn spoken_within(
+        &mut self,
+        silence: Duration,
+        patience: Duration,
+    ) -> io::Result<Option<Spoken>> {
+        if let Ok(spoken) = timeout(silence, self.spoken()).await {
+            return spoken.map(Some);
+        }
+        if may_become_http(&self.first) {
+            return match timeout(patience, self.spoken()).await {
+                Ok(spoken) => spoken.map(Some),
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            };
+        }
+        Ok((!self.first.is_empty()).then_some(Spoken::Other))
+    }
+
+    /// The stream, from its first byte on.
+    pub(crate) fn rewound(self) -> Rewound<S> {
+        Rewound {
+            first: self.first,
+            read: 0,
+            stream: self.stream,
+        }
     }
 }
 
@@ -51,32 +136,15 @@ pub(crate) fn classify(first: &[u8]) -> Option<Spoken> {
 /// # Errors
 /// The stream's own.
 pub(crate) async fn detect<S: AsyncRead + Unpin>(
-    mut stream: S,
+    stream: S,
     patience: Duration,
 ) -> io::Result<(Spoken, Rewound<S>)> {
-    let mut first = Vec::with_capacity(64);
-    let reading = async {
-        loop {
-            if let Some(spoken) = classify(&first) {
-                return io::Result::Ok(spoken);
-            }
-            if stream.read_buf(&mut first).await? == 0 {
-                return Ok(Spoken::Other);
-            }
-        }
-    };
-    let spoken = match timeout(patience, reading).await {
+    let mut detecting = Detecting::new(stream);
+    let spoken = match timeout(patience, detecting.spoken()).await {
         Ok(spoken) => spoken?,
         Err(_) => Spoken::Other,
     };
-    Ok((
-        spoken,
-        Rewound {
-            first,
-            read: 0,
-            stream,
-        },
-    ))
+    Ok((spoken, detecting.rewound()))
 }
 
 /// A stream whose first bytes were looked at and are read again.
@@ -147,6 +215,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// No method that anybody uses is longer.
 const LONGEST_METHOD: usize = 24;
 
+/// Empty lines and spaces that a server could skip.
+const MOST_SPACES: usize = 16;
+
 #[cfg(test)]
 mod tests {
     use super::{PREFACE, Spoken, classify};
@@ -165,8 +236,20 @@ mod tests {
             (b"PRI * HTTP/2.0\r\n", None),
             (b"PRI * HTTP/1.1\r\n", Some(Spoken::Http1)),
             (PREFACE, Some(Spoken::Http2)),
-            (b" GET", Some(Spoken::Other)),
-            (b"get /", Some(Spoken::Other)),
+            (b" GET", None),
+            (b" GET /", Some(Spoken::Http1)),
+            (b"\r\n\r\nGET /", Some(Spoken::Http1)),
+            (b"get", None),
+            (b"get ", None),
+            (b"get /", Some(Spoken::Http1)),
+            (b"Get http", Some(Spoken::Http1)),
+            (b"get key\r\n", Some(Spoken::Other)),
+            (b"stats items\r\n", Some(Spoken::Other)),
+            (b"ruok\n", Some(Spoken::Other)),
+            (b"PING\r\n", Some(Spoken::Other)),
+            (b"*1\r\n$4\r\nPING\r\n", Some(Spoken::Other)),
+            (b"<?xml version", Some(Spoken::Other)),
+            (b"{\"a\": 1}", Some(Spoken::Other)),
             (b"\x16\x03\x01", Some(Spoken::Other)),
             (b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", Some(Spoken::Other)),
             (b"GET\r\n", Some(Spoken::Other)),

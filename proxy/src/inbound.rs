@@ -28,12 +28,13 @@ use crate::{
     app::Proxy,
     config::{Forward, Protocol},
     connections::Facts,
-    detect::{Spoken, detect},
+    detect::{Detecting, Spoken, detect},
     http::{
         body::Answered,
         headers::{self, FORWARDED_CLIENT_CERT, REASON, REQUEST_ID},
         pool::{Connected, Upstream, UpstreamError},
         serve::{Clean, clean, own_answer, refuse_malformed, serve},
+        upgrade,
     },
     listener, relay,
     telemetry::{AnswerLabels, RefusalLabels},
@@ -217,10 +218,12 @@ async fn spoken<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             http(proxy, identity, stream, facts, http2).await
         }
         (Protocol::Auto, None) => {
-            let (spoken, stream) = detect(stream, DETECT_PATIENCE).await.map_err(failed)?;
-            match spoken {
-                Spoken::Other => tcp(proxy, set, stream, facts).await,
-                http => http_of(proxy, identity, stream, facts, http).await,
+            let mut stream = Detecting::new(stream);
+            let spoken = stream.spoken_within(DETECT_PATIENCE, HTTP_PATIENCE).await;
+            match spoken.map_err(failed)? {
+                None => silent(proxy, identity, set, stream, facts).await,
+                Some(Spoken::Other) => tcp(proxy, set, stream.rewound(), facts).await,
+                Some(http) => http_of(proxy, identity, stream.rewound(), facts, http).await,
             }
         }
         (Protocol::Http, None) => {
@@ -253,21 +256,70 @@ async fn http_of<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
+/// A caller that says nothing: perhaps it waits for the app to speak first, perhaps it only takes
+/// its time. Whoever speaks first decides; a request stays one, however late it comes.
+async fn silent<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    proxy: &Arc<Proxy>,
+    identity: &Arc<Identity>,
+    set: &PolicySet,
+    mut stream: Detecting<S>,
+    facts: Facts,
+) -> Result<(), Refusal> {
+    let began = Instant::now();
+    let failed = |error: io::Error| Refusal::new("io", "network", error.to_string());
+    let (spoken, app) = match permit(set, &facts) {
+        // No opaque bytes for this caller: it speaks HTTP, or not at all.
+        Err(refusal) => match timeout(HTTP_PATIENCE, stream.spoken()).await {
+            Ok(spoken) => match spoken.map_err(failed)? {
+                Spoken::Other => return Err(refusal),
+                http => (http, None),
+            },
+            Err(_) => return Err(refusal),
+        },
+        Ok(record) => {
+            let app = reach(&facts).await?;
+            tokio::select! {
+                _ = app.readable() => (Spoken::Other, Some((app, record))),
+                spoken = stream.spoken() => (spoken.map_err(failed)?, Some((app, record))),
+            }
+        }
+    };
+    match (spoken, app) {
+        (Spoken::Other, Some((app, record))) => {
+            copy(proxy, stream.rewound(), app, record, began).await;
+            Ok(())
+        }
+        (http, _) => http_of(proxy, identity, stream.rewound(), facts, http).await,
+    }
+}
+
 /// Opaque TCP: asked once, then copied.
 async fn tcp<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     proxy: &Arc<Proxy>,
     set: &PolicySet,
-    mut stream: S,
+    stream: S,
     facts: Facts,
 ) -> Result<(), Refusal> {
     let began = Instant::now();
+    let record = permit(set, &facts)?;
+    let app = reach(&facts).await?;
+    copy(proxy, stream, app, record, began).await;
+    Ok(())
+}
+
+/// May this caller send opaque bytes?
+fn permit(set: &PolicySet, facts: &Facts) -> Result<Record, Refusal> {
     let access = facts.access(None);
     let decision = set.decide_request(&access);
-    let mut record = Record::of(&facts).decided(set, &access, &decision);
-    if decision.verdict == Verdict::Deny {
-        return Err(Refusal::decided("policy", record));
+    let record = Record::of(facts).decided(set, &access, &decision);
+    match decision.verdict {
+        Verdict::Allow => Ok(record),
+        Verdict::Deny => Err(Refusal::decided("policy", record)),
     }
-    let mut app = timeout(CONNECT_TIMEOUT, TcpStream::connect(facts.destination))
+}
+
+async fn reach(facts: &Facts) -> Result<TcpStream, Refusal> {
+    let app = timeout(CONNECT_TIMEOUT, TcpStream::connect(facts.destination))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|error| {
@@ -278,12 +330,21 @@ async fn tcp<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             )
         })?;
     let _ = app.set_nodelay(true);
+    Ok(app)
+}
+
+async fn copy<S: AsyncRead + AsyncWrite + Unpin>(
+    proxy: &Proxy,
+    mut stream: S,
+    mut app: TcpStream,
+    mut record: Record,
+    began: Instant,
+) {
     match relay::relay(&mut stream, &mut app).await {
         Ok((received, sent)) => (record.bytes_received, record.bytes_sent) = (received, sent),
         Err(error) => record.reason = Some(error.to_string()),
     }
     proxy.access_log.write(&record.since(began));
-    Ok(())
 }
 
 /// HTTP: every request is asked.
@@ -301,6 +362,7 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
             .ok()?;
         headers::forwarded_client_cert(identity.id(), &peer, leaf)
     });
+    let source = facts.source;
     let caller = Arc::new(Caller {
         proxy: proxy.clone(),
         facts,
@@ -311,7 +373,17 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         async move { caller.request(request).await }
     };
     // How the caller ends its connection is its business; what it asked is in the log.
-    let _ = serve(stream, http2, proxy.draining.clone(), answer).await;
+    let ended = serve(stream, http2, proxy.draining.clone(), answer).await;
+    if let Err(cut) = &ended
+        && let Some(reason) = cut.limit()
+    {
+        tracing::info!(src.addr = %source, reason = %cut, "a connection is cut");
+        let labels = RefusalLabels {
+            direction: "inbound",
+            reason,
+        };
+        proxy.metrics.refused.get_or_create(&labels).inc();
+    }
     Ok(())
 }
 
@@ -375,7 +447,7 @@ impl Caller {
         }
 
         // To the app, as it was judged.
-        let id = clean.id.clone();
+        let (id, wire) = (clean.id.clone(), clean.wire.take());
         let accepted = accepted.and_then(|number| rules.get(number).copied());
         let accepted = token.as_ref().zip(accepted);
         tell_app(&mut clean.request, &rules, accepted);
@@ -383,6 +455,12 @@ impl Caller {
             Ok(response) => self.finish(response.map(Answered::upstream), record, &id, began),
             Err(error) => {
                 let mut record = record;
+                // Whose fault is it that the body broke off?
+                if let Some(refused) = wire.and_then(|wire| wire.broken()) {
+                    self.count("malformed");
+                    let record = record.refused("request", refused.to_string());
+                    return self.finish(refuse_malformed(refused.into(), &id), record, &id, began);
+                }
                 record.reason = Some(error.to_string());
                 self.finish(upstream_failed(&error, &id), record, &id, began)
             }
@@ -421,7 +499,11 @@ impl Caller {
     }
 
     async fn forward(&self, clean: Clean) -> Result<Response<Incoming>, UpstreamError> {
-        let Clean { mut request, .. } = clean;
+        let Clean {
+            mut request,
+            websocket,
+            ..
+        } = clean;
         if let Some(value) = &self.client_cert {
             request
                 .headers_mut()
@@ -433,6 +515,9 @@ impl Caller {
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         let http2 = is_grpc || self.proxy.config.inbound.protocol == Protocol::Http2;
         let address = self.facts.destination;
+        if let Some(tunnels) = websocket.filter(|_| self.proxy.config.inbound.websocket) {
+            return upgrade::websocket(request, address, &tunnels).await;
+        }
         let upstream = Upstream::App { address, http2 };
         let connect = || async move {
             let stream = TcpStream::connect(address)
@@ -446,7 +531,9 @@ impl Caller {
                 watched: None,
             })
         };
-        self.proxy.pool.send(&upstream, request, connect).await
+        let mut response = self.proxy.pool.send(&upstream, request, connect).await?;
+        headers::strip_hop_by_hop(response.headers_mut());
+        Ok(response)
     }
 
     /// The last steps of every answer: its id, its count, its line.
@@ -457,7 +544,6 @@ impl Caller {
         id: &HeaderValue,
         began: Instant,
     ) -> Response<Answered> {
-        headers::strip_hop_by_hop(response.headers_mut());
         response.headers_mut().insert(REQUEST_ID, id.clone());
         let class = class(response.status());
         self.proxy
@@ -490,7 +576,9 @@ pub(crate) fn upstream_failed(error: &UpstreamError, id: &HeaderValue) -> Respon
             own_answer(StatusCode::SERVICE_UNAVAILABLE, "upstream unavailable", id)
         }
         UpstreamError::Timeout => own_answer(StatusCode::GATEWAY_TIMEOUT, "upstream timeout", id),
-        UpstreamError::Answer(_) => own_answer(StatusCode::BAD_GATEWAY, "bad gateway", id),
+        UpstreamError::Answer(_) | UpstreamError::Ambiguous(_) => {
+            own_answer(StatusCode::BAD_GATEWAY, "bad gateway", id)
+        }
         UpstreamError::Request => own_answer(StatusCode::BAD_REQUEST, "bad request", id),
     }
 }

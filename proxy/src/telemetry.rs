@@ -23,7 +23,9 @@ use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 /// Sends the log to standard output: JSON lines, or plain text on a terminal.
 /// `POSTERN_LOG` filters, `POSTERN_LOG_FORMAT` chooses `plain` or `json`.
 pub fn start_log() {
-    let filter = EnvFilter::try_from_env("POSTERN_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // The HTTP/2 library warns of every odd frame: what peers send must not fill the log.
+    let filter =
+        EnvFilter::try_from_env("POSTERN_LOG").unwrap_or_else(|_| EnvFilter::new("info,h2=error"));
     let plain = match std::env::var("POSTERN_LOG_FORMAT").as_deref() {
         Ok("plain") => true,
         Ok("json") => false,

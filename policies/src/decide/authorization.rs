@@ -159,7 +159,7 @@ pub(crate) fn field_matches(question: &Question<'_>, action: Action, field: &Fie
             })
         }),
         Field::Path => text(access.http.map(|http| http.path)),
-        Field::Header(name) => header_matches(question, action, name, patterns),
+        Field::Header(name) => header_matches(question, action, field, name),
         Field::RequestPrincipal => token::accepted(question).is_some_and(|token| {
             patterns.iter().any(|pattern| {
                 matches!(pattern, Pattern::RequestPrincipal(wanted) if token.principal_matches(wanted))
@@ -172,22 +172,29 @@ pub(crate) fn field_matches(question: &Question<'_>, action: Action, field: &Fie
     any != field.negated
 }
 
-/// Repeated fields are compared as one text, joined with commas. A DENY is also compared with each
-/// value by itself, so that it cannot be dodged by sending the field twice.
+/// Repeated fields are compared as one text, joined with commas. A DENY looks at each value, and at
+/// each part between commas, too: its `values` need one that matches and its `notValues` one that
+/// does not, so that it cannot be dodged by saying two things at once.
 fn header_matches(
     question: &Question<'_>,
     action: Action,
+    field: &FieldMatch,
     name: &str,
-    patterns: &[Pattern],
 ) -> bool {
     let Some(http) = question.access.http else {
         return false;
     };
-    let mut joined: Option<Vec<u8>> = None;
-    let mut alone = false;
+    let patterns = &field.patterns;
     let matches = |value: &[u8]| patterns.iter().any(|pattern| pattern.matches_text(value));
+    let mut joined: Option<Vec<u8>> = None;
+    let (mut one, mut all) = (false, true);
     http.headers.values(name, &mut |value| {
-        alone |= matches(value);
+        one |= matches(value);
+        for part in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+            let part_matches = matches(part);
+            one |= part_matches;
+            all &= part_matches;
+        }
         match &mut joined {
             None => joined = Some(value.to_vec()),
             Some(joined) => {
@@ -198,7 +205,17 @@ fn header_matches(
     });
     let Some(joined) = joined else { return false };
     // A star means that the field is there, even when it is empty.
-    patterns.contains(&Pattern::Present) || matches(&joined) || (action == Action::Deny && alone)
+    if patterns.contains(&Pattern::Present) {
+        return true;
+    }
+    let is_exact = |pattern: &Pattern| {
+        matches!(pattern, Pattern::Exact(text) if text.as_bytes() == joined)
+    };
+    match (action, field.negated) {
+        (Action::Deny, false) => one || matches(&joined),
+        (Action::Deny, true) => all || patterns.iter().any(is_exact),
+        _ => matches(&joined),
+    }
 }
 
 fn contains(net: &IpNet, ip: IpAddr) -> bool {

@@ -9,7 +9,7 @@ use aws_lc_rs::{
 };
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, HOST, TE, TRANSFER_ENCODING, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE},
 };
 use postern_policies::decide::Headers;
 use postern_spiffe::{SpiffeId, VerifiedPeer};
@@ -25,7 +25,8 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
-        .filter(|name| *name != HOST)
+        // What a message cannot do without, nobody names away.
+        .filter(|name| ![HOST, CONTENT_LENGTH, REQUEST_ID].contains(name))
         .collect();
     for name in named {
         headers.remove(name);
@@ -63,6 +64,64 @@ fn is_identity(name: &str) -> bool {
         name.as_str(),
         "x-forwarded-client-cert" | "x-spiffe-id" | "x-client-identity"
     ) || name.starts_with("x-postern-")
+}
+
+/// May a trailer of this name pass? Not what frames or routes a message, and not what tells who
+/// sent it. Spec: RFC 9110 section 6.5.1.
+pub(crate) fn is_trailer(name: &[u8]) -> bool {
+    let Ok(name) = std::str::from_utf8(name) else {
+        return false;
+    };
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    !is_identity(&name)
+        && !matches!(
+            name.as_str(),
+            "authorization"
+                | "connection"
+                | "content-encoding"
+                | "content-length"
+                | "content-range"
+                | "content-type"
+                | "cookie"
+                | "expect"
+                | "host"
+                | "keep-alive"
+                | "max-forwards"
+                | "proxy-authorization"
+                | "proxy-connection"
+                | "te"
+                | "trailer"
+                | "transfer-encoding"
+                | "upgrade"
+                | "x-request-id"
+        )
+}
+
+/// Takes trailers out that may not pass.
+pub(crate) fn strip_trailers(trailers: &mut HeaderMap) {
+    let gone: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| !is_trailer(name.as_str().as_bytes()))
+        .cloned()
+        .collect();
+    for name in gone {
+        trailers.remove(name);
+    }
+}
+
+/// HTTP/2 may send a cookie in pieces; an app of HTTP/1, and a policy, expect one field.
+/// Spec: RFC 9113 section 8.2.3.
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let pieces: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if pieces.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&pieces.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// What an app is told about a verified caller, in Envoy's format.

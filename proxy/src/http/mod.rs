@@ -1,6 +1,11 @@
 //! What a request may look like, and what becomes of it.
 
+pub(crate) mod answer;
 pub(crate) mod body;
+pub(crate) mod framing;
+pub(crate) mod guard;
+pub(crate) mod head;
 pub(crate) mod headers;
 pub(crate) mod pool;
 pub(crate) mod serve;
+pub(crate) mod upgrade;

@@ -23,6 +23,11 @@ use tokio::{
     time::timeout,
 };
 
+use super::{
+    answer::{Ambiguous, check},
+    body::Asked,
+    head::MAX_HEAD_BYTES,
+};
 use crate::connections::Watched;
 
 /// Which upstream, and what is spoken with it.
@@ -76,6 +81,9 @@ pub(crate) enum UpstreamError {
     /// Its answer is not HTTP, or broke off.
     #[error("the upstream's answer is not usable: {0}")]
     Answer(hyper::Error),
+    /// Its answer can be read in two ways.
+    #[error("the upstream's answer is refused: {0}")]
+    Ambiguous(#[from] Ambiguous),
     /// The request cannot be put into the upstream's form.
     #[error("the request cannot be forwarded")]
     Request,
@@ -84,8 +92,8 @@ pub(crate) enum UpstreamError {
 /// Connections that wait for requests.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    idle: Mutex<HashMap<Upstream, Vec<Kept<http1::SendRequest<Incoming>>>>>,
-    shared: Mutex<HashMap<Upstream, Kept<http2::SendRequest<Incoming>>>>,
+    idle: Mutex<HashMap<Upstream, Vec<Kept<http1::SendRequest<Asked>>>>>,
+    shared: Mutex<HashMap<Upstream, Kept<http2::SendRequest<Asked>>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -102,8 +110,8 @@ impl<T> Kept<T> {
 }
 
 enum Sender {
-    Http1(Kept<http1::SendRequest<Incoming>>),
-    Http2(Kept<http2::SendRequest<Incoming>>),
+    Http1(Kept<http1::SendRequest<Asked>>),
+    Http2(Kept<http2::SendRequest<Asked>>),
 }
 
 impl Pool {
@@ -122,7 +130,7 @@ impl Pool {
     pub(crate) async fn send<F: Future<Output = Result<Connected, UpstreamError>>>(
         self: &Arc<Self>,
         upstream: &Upstream,
-        mut request: Request<Incoming>,
+        mut request: Request<Asked>,
         connect: impl Fn() -> F,
     ) -> Result<Response<Incoming>, UpstreamError> {
         if let Some(sender) = self.take(upstream) {
@@ -174,6 +182,7 @@ impl Pool {
         if !http2 {
             let (sender, connection) = http1::Builder::new()
                 .max_headers(MAX_HEADERS)
+                .max_buf_size(MAX_HEAD_BYTES)
                 .handshake(io)
                 .await
                 .map_err(UpstreamError::Answer)?;
@@ -207,18 +216,19 @@ impl Pool {
         self: &Arc<Self>,
         upstream: &Upstream,
         sender: Sender,
-        request: Request<Incoming>,
-    ) -> Result<Response<Incoming>, (UpstreamError, Option<Request<Incoming>>)> {
+        request: Request<Asked>,
+    ) -> Result<Response<Incoming>, (UpstreamError, Option<Request<Asked>>)> {
         let bad = |_| (UpstreamError::Request, None);
         let sent = async {
             match sender {
                 Sender::Http1(mut kept) => {
                     let request = for_http1(request).map_err(bad)?;
                     let response = kept.sender.try_send_request(request).await;
-                    if response.is_ok() {
-                        self.keep_when_ready(upstream.clone(), kept);
-                    }
-                    response.map_err(unsent)
+                    let response = response.map_err(unsent)?;
+                    // A refused answer ends its connection: nobody knows where it ends.
+                    check(&response).map_err(|ambiguous| (ambiguous.into(), None))?;
+                    self.keep_when_ready(upstream.clone(), kept);
+                    Ok(response)
                 }
                 Sender::Http2(mut kept) => {
                     let request = for_http2(request).map_err(bad)?;
@@ -235,7 +245,7 @@ impl Pool {
     fn keep_when_ready(
         self: &Arc<Self>,
         upstream: Upstream,
-        mut kept: Kept<http1::SendRequest<Incoming>>,
+        mut kept: Kept<http1::SendRequest<Asked>>,
     ) {
         let pool = self.clone();
         tokio::spawn(async move {
@@ -265,15 +275,15 @@ async fn live(watched: Option<Watched>, connection: impl Future<Output = hyper::
     }
 }
 
-type Unsent = (UpstreamError, Option<Request<Incoming>>);
+type Unsent = (UpstreamError, Option<Request<Asked>>);
 
-fn unsent(mut error: hyper::client::conn::TrySendError<Request<Incoming>>) -> Unsent {
+fn unsent(mut error: hyper::client::conn::TrySendError<Request<Asked>>) -> Unsent {
     let request = error.take_message();
     (UpstreamError::Answer(error.into_error()), request)
 }
 
 /// HTTP/1.1 has the path in its first line, and the authority in `Host`.
-fn for_http1(mut request: Request<Incoming>) -> Result<Request<Incoming>, http::Error> {
+fn for_http1(mut request: Request<Asked>) -> Result<Request<Asked>, http::Error> {
     if !request.headers().contains_key(HOST)
         && let Some(authority) = request.uri().authority()
     {
@@ -289,7 +299,7 @@ fn for_http1(mut request: Request<Incoming>) -> Result<Request<Incoming>, http::
 }
 
 /// HTTP/2 has both in its pseudo-headers.
-fn for_http2(mut request: Request<Incoming>) -> Result<Request<Incoming>, http::Error> {
+fn for_http2(mut request: Request<Asked>) -> Result<Request<Asked>, http::Error> {
     let host = request.headers_mut().remove(HOST);
     let authority = match (request.uri().authority(), host) {
         (Some(authority), _) => authority.clone(),

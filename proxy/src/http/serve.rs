@@ -1,13 +1,14 @@
 //! Speaking HTTP with whoever called: the bounds, the checks that every request must pass, and the
 //! answers that are ours.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, error::Error as _, io, sync::Arc, time::Duration};
 
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, SERVER, TRANSFER_ENCODING},
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version,
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, SERVER, TRANSFER_ENCODING},
     uri::PathAndQuery,
 };
+use http_body::Body as _;
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -19,10 +20,39 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    body::Answered,
+    body::{Answered, Asked, Untaken},
+    guard::{Guarded, Patience, Wire},
+    head::{self, MAX_HEAD_BYTES},
     headers,
     pool::{CONNECTION_WINDOW, MAX_HEADER_LIST_BYTES, MAX_HEADERS, STREAM_WINDOW},
+    upgrade::{Tunnels, offers_websocket},
 };
+
+/// Why a connection did not end well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Cut {
+    /// What came, or how it stopped coming.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    /// Answers that nobody took.
+    #[error("the caller took nothing of an answer for {} seconds", PATIENCE.write.as_secs())]
+    Untaken,
+}
+
+impl Cut {
+    /// The limit that was reached, if it was one of ours.
+    pub(crate) fn limit(&self) -> Option<&'static str> {
+        let error = match self {
+            Self::Untaken => return Some("untaken"),
+            Self::Http(error) => error,
+        };
+        let cause = error
+            .source()
+            .and_then(|cause| cause.downcast_ref::<io::Error>());
+        let is_late = cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut);
+        (is_late || error.is_timeout()).then_some("too_slow")
+    }
+}
 
 /// Serves a connection until it ends. When `draining` is cancelled it finishes what is in flight
 /// and ends.
@@ -31,55 +61,128 @@ pub(crate) async fn serve<S, F>(
     is_http2: bool,
     draining: CancellationToken,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
-) -> hyper::Result<()>
+) -> Result<(), Cut>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = Response<Answered>> + Send + 'static,
 {
-    let service = service_fn(move |request| {
-        let answer = answer.clone();
-        async move { Ok::<_, Infallible>(answer(request).await) }
-    });
-    let io = TokioIo::new(stream);
     if is_http2 {
-        let connection = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(MAX_HEADER_LIST_BYTES)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-            .max_local_error_reset_streams(MAX_LOCAL_RESETS)
-            .keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .serve_connection(io, service);
-        let mut connection = std::pin::pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return ended,
-            () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
-        }
-        return connection.await;
+        serve_http2(stream, draining, answer).await
+    } else {
+        serve_http1(stream, draining, answer).await
     }
+}
+
+async fn serve_http2<S, F>(
+    stream: S,
+    draining: CancellationToken,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+) -> Result<(), Cut>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = Response<Answered>> + Send + 'static,
+{
+    let untaken = Untaken::default();
+    let service = {
+        let untaken = untaken.clone();
+        service_fn(move |request| {
+            let (answer, untaken) = (answer.clone(), untaken.clone());
+            async move {
+                let response = answer(request).await;
+                Ok::<_, Infallible>(response.map(|body| body.watched(&untaken)))
+            }
+        })
+    };
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_LIST_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut nobody_takes = std::pin::pin!(untaken.for_longer_than(PATIENCE.write));
+    tokio::select! {
+        ended = connection.as_mut() => return Ok(ended?),
+        () = nobody_takes.as_mut() => return Err(Cut::Untaken),
+        () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    tokio::select! {
+        ended = connection => Ok(ended?),
+        () = nobody_takes => Err(Cut::Untaken),
+    }
+}
+
+/// Below the library the stream is watched: see [`Guarded`].
+async fn serve_http1<S, F>(
+    stream: S,
+    draining: CancellationToken,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+) -> Result<(), Cut>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = Response<Answered>> + Send + 'static,
+{
+    let (wire, tunnels) = (Arc::new(Wire::default()), Tunnels::default());
+    let stream = Guarded::new(stream, wire.clone(), PATIENCE);
+    let service = {
+        let tunnels = tunnels.clone();
+        service_fn(move |mut request: Request<Incoming>| {
+            let (number, refused) = wire.take_up();
+            if let Some(refused) = refused {
+                request.extensions_mut().insert(refused);
+            }
+            if wire.is_offer(number) {
+                request.extensions_mut().insert(tunnels.clone());
+            }
+            let (answer, wire) = (answer.clone(), wire.clone());
+            if !request.body().is_end_stream() {
+                request.extensions_mut().insert(wire.clone());
+            }
+            async move {
+                let response = answer(request).await;
+                wire.answered(number, response.status() == StatusCode::SWITCHING_PROTOCOLS);
+                Ok::<_, Infallible>(response)
+            }
+        })
+    };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
         .half_close(true)
-        .serve_connection(io, service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     let mut connection = std::pin::pin!(connection);
+    let mut ended = None;
     tokio::select! {
-        ended = connection.as_mut() => return ended,
+        outcome = connection.as_mut() => ended = Some(outcome),
         () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    connection.await
+    let outcome = match ended {
+        Some(outcome) => outcome,
+        None => connection.await,
+    };
+    tunnels.ended().await;
+    Ok(outcome?)
 }
 
 /// Why a request is refused before any policy is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Malformed {
+    #[error(transparent)]
+    Wire(#[from] head::Refused),
     #[error("method {0} is never forwarded")]
     Method(&'static str),
+    #[error("the method is none that is known; names of methods are in capital letters")]
+    UnknownMethod,
+    #[error("the target's scheme is neither http nor https")]
+    Scheme,
     #[error("the request has no host, or more than one")]
     Host,
     #[error("the request's host is not that of its target")]
@@ -97,7 +200,9 @@ pub(crate) enum Malformed {
 impl Malformed {
     fn status(self) -> StatusCode {
         match self {
+            Self::Wire(refused) => refused.status(),
             Self::Method(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::UnknownMethod => StatusCode::NOT_IMPLEMENTED,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -106,10 +211,14 @@ impl Malformed {
 /// A request in its one spelling: what is judged, and what will be forwarded.
 #[derive(Debug)]
 pub(crate) struct Clean {
-    pub(crate) request: Request<Incoming>,
+    pub(crate) request: Request<Asked>,
     /// The authority, with its port if one was sent.
     pub(crate) host: String,
     pub(crate) id: HeaderValue,
+    /// The stream that its body comes from, where that is watched.
+    pub(crate) wire: Option<Arc<Wire>>,
+    /// Where bytes flow if the app takes up the offer to speak WebSocket; `None` without one.
+    pub(crate) websocket: Option<Tunnels>,
 }
 
 impl Clean {
@@ -130,15 +239,37 @@ pub(crate) fn clean(
     let id = headers::request_id(request.headers_mut());
     match check(&request, paths) {
         Ok((host, target)) => {
+            let websocket = request.extensions_mut().remove::<Tunnels>();
+            let websocket =
+                websocket.filter(|_| offers_websocket(request.method(), request.headers()));
+            let wire = request.extensions_mut().remove::<Arc<Wire>>();
             headers::strip_hop_by_hop(request.headers_mut());
             headers::trace(request.headers_mut());
+            headers::join_cookies(request.headers_mut());
+            frame(&mut request);
             if let Ok(value) = HeaderValue::try_from(host.as_str()) {
                 request.headers_mut().insert(HOST, value);
             }
             *request.uri_mut() = Uri::from(target);
-            Ok(Clean { request, host, id })
+            Ok(Clean {
+                request: request.map(Asked::from),
+                host,
+                id,
+                wire,
+                websocket,
+            })
         }
         Err(malformed) => Err((malformed, id)),
+    }
+}
+
+/// Says how a body of unknown length travels. Without it a library takes for granted that a GET
+/// has none.
+fn frame(request: &mut Request<Incoming>) {
+    let body = request.body();
+    if !body.is_end_stream() && !request.headers().contains_key(CONTENT_LENGTH) {
+        let chunked = HeaderValue::from_static("chunked");
+        request.headers_mut().insert(TRANSFER_ENCODING, chunked);
     }
 }
 
@@ -146,13 +277,26 @@ fn check(
     request: &Request<Incoming>,
     paths: PathNormalization,
 ) -> Result<(String, PathAndQuery), Malformed> {
-    match *request.method() {
-        Method::CONNECT => return Err(Malformed::Method("CONNECT")),
-        Method::TRACE => return Err(Malformed::Method("TRACE")),
-        _ => {}
+    if let Some(refused) = request.extensions().get::<head::Refused>() {
+        return Err(Malformed::Wire(*refused));
+    }
+    match request.method().as_str() {
+        "CONNECT" => return Err(Malformed::Method("CONNECT")),
+        "TRACE" => return Err(Malformed::Method("TRACE")),
+        method if METHODS.contains(&method) => {}
+        _ => return Err(Malformed::UnknownMethod),
+    }
+    if !matches!(request.uri().scheme_str(), None | Some("http" | "https")) {
+        return Err(Malformed::Scheme);
     }
     let headers = request.headers();
     lengths(request.version(), headers)?;
+    // The library takes `?x` for a path, and adds the slash that it does not have.
+    let target = request.uri().path_and_query().map(PathAndQuery::as_str);
+    if request.version() == Version::HTTP_2 && target.is_some_and(|target| !target.starts_with('/'))
+    {
+        return Err(PathRefused::NotAbsolute.into());
+    }
     let host = host(request.uri(), headers)?;
     let path = normalize::path(request.uri().path(), paths)?;
     let target = match request.uri().query() {
@@ -173,6 +317,9 @@ fn lengths(version: Version, headers: &HeaderMap) -> Result<(), Malformed> {
         || headers.get_all(CONTENT_LENGTH).iter().count() > 1
     {
         return Err(Malformed::Length);
+    }
+    if let Some(length) = headers.get(CONTENT_LENGTH) {
+        head::length(length.as_bytes())?;
     }
     Ok(())
 }
@@ -213,18 +360,68 @@ pub(crate) fn own_answer(
     response
 }
 
-/// The answer to a malformed request.
+/// The answer to a malformed request. Over HTTP/1 the connection ends with it: where the next
+/// request begins is in doubt.
 pub(crate) fn refuse_malformed(malformed: Malformed, id: &HeaderValue) -> Response<Answered> {
-    match malformed.status() {
-        StatusCode::METHOD_NOT_ALLOWED => {
-            own_answer(StatusCode::METHOD_NOT_ALLOWED, "method not allowed", id)
-        }
-        status => own_answer(status, "bad request", id),
-    }
+    let text = match malformed.status() {
+        StatusCode::METHOD_NOT_ALLOWED => "method not allowed",
+        StatusCode::NOT_IMPLEMENTED => "method not implemented",
+        StatusCode::URI_TOO_LONG => "target too long",
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => "header fields too large",
+        StatusCode::EXPECTATION_FAILED => "expectation failed",
+        StatusCode::HTTP_VERSION_NOT_SUPPORTED => "version not supported",
+        _ => "bad request",
+    };
+    let mut answer = own_answer(malformed.status(), text, id);
+    let close = HeaderValue::from_static("close");
+    answer.headers_mut().insert(CONNECTION, close);
+    answer
 }
+
+/// The methods that are forwarded: those of the IANA registry that are in use, and a few that
+/// everybody knows. A method is compared as it stands; `get` is none.
+const METHODS: [&str; 32] = [
+    "GET",
+    "POST",
+    "PUT",
+    "DELETE",
+    "HEAD",
+    "PATCH",
+    "OPTIONS",
+    "QUERY",
+    "SEARCH",
+    "PROPFIND",
+    "PROPPATCH",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "LOCK",
+    "UNLOCK",
+    "REPORT",
+    "ACL",
+    "MKCALENDAR",
+    "CHECKIN",
+    "CHECKOUT",
+    "MERGE",
+    "MKACTIVITY",
+    "BIND",
+    "REBIND",
+    "UNBIND",
+    "LINK",
+    "UNLINK",
+    "PURGE",
+    "NOTIFY",
+    "SUBSCRIBE",
+    "UNSUBSCRIBE",
+];
 
 const MAX_STREAMS: u32 = 100;
 const MAX_PENDING_RESETS: usize = 20;
 const MAX_LOCAL_RESETS: usize = 128;
-const MAX_HEAD_BYTES: usize = 64 << 10;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A caller that sends no more of a body, or reads no more of an answer, is waited for this long.
+const PATIENCE: Patience = Patience {
+    body: Duration::from_secs(20),
+    write: Duration::from_secs(30),
+};

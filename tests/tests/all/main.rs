@@ -12,6 +12,8 @@ mod docker;
 mod envoy;
 mod faults;
 mod federation;
+mod http1;
+mod http2;
 mod inbound;
 mod live;
 mod readme;

@@ -44,10 +44,18 @@ use crate::{
 /// One connection, from accept to end.
 pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: SocketAddr) {
     let began = Instant::now();
+    if is_probe(&proxy, &stream, from) {
+        return;
+    }
     let facts = match facts(&proxy, &stream, from) {
         Ok(facts) => facts,
         Err(error) => {
             tracing::warn!(src.addr = %from, %error, "a connection has no destination");
+            let labels = RefusalLabels {
+                direction: "inbound",
+                reason: "destination",
+            };
+            proxy.metrics.refused.get_or_create(&labels).inc();
             return;
         }
     };
@@ -470,10 +478,37 @@ pub(crate) fn class(status: StatusCode) -> &'static str {
     }
 }
 
+/// Where a connection is to go.
+enum Wanted {
+    /// To the one app.
+    App(SocketAddr),
+    /// Wherever the caller wanted to go, if that is known.
+    Original(io::Result<SocketAddr>),
+}
+
+fn wanted(forward: Forward, stream: &TcpStream) -> Wanted {
+    match forward {
+        Forward::To(app) => Wanted::App(app),
+        Forward::OriginalDestination => Wanted::Original(listener::original_destination(stream)),
+        Forward::Transparent => Wanted::Original(listener::transparent_destination(stream)),
+    }
+}
+
+fn is_probe(proxy: &Proxy, stream: &TcpStream, from: SocketAddr) -> bool {
+    match wanted(proxy.config.inbound.forward, stream) {
+        Wanted::Original(Ok(original)) => proxy.probe.caught(original, from),
+        Wanted::App(_) | Wanted::Original(Err(_)) => false,
+    }
+}
+
 fn facts(proxy: &Proxy, stream: &TcpStream, from: SocketAddr) -> io::Result<Facts> {
-    let destination = match proxy.config.inbound.forward {
-        Forward::To(app) => app,
-        Forward::OriginalDestination => listener::original_destination(stream)?,
+    let destination = match wanted(proxy.config.inbound.forward, stream) {
+        Wanted::App(app) => app,
+        Wanted::Original(original) => {
+            let original = original?;
+            listener::must_be_the_app(original, stream, proxy.config.own_ports())?;
+            original
+        }
     };
     Ok(Facts {
         id: proxy.connections.number(),

@@ -13,6 +13,7 @@ mod faults;
 mod federation;
 mod inbound;
 mod live;
+mod netns;
 mod readme;
 mod registry;
 mod road;

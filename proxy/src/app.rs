@@ -216,9 +216,11 @@ impl Listeners {
 
     /// Proves, while all of them accept, that they get what is redirected.
     fn probe(&self, proxy: &Arc<Proxy>) -> anyhow::Result<impl Future<Output = ()> + use<>> {
-        let redirected = self.outbound.iter().filter_map(|(listener, way)| {
-            matches!(way, Way::Redirected).then(|| listener.local_addr())
-        });
+        let redirected = self
+            .outbound
+            .iter()
+            .filter(|(_, way)| matches!(way, Way::Redirected))
+            .map(|(listener, _)| listener.local_addr());
         let outbound = redirected.collect::<Result<Vec<_>, _>>()?;
         let inbound = self.inbound.local_addr()?;
         Ok(probe::follow(proxy.clone(), inbound, outbound))

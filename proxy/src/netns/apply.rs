@@ -51,9 +51,14 @@ pub(crate) fn to_set_up(plan: &Plan, backend: Backend) -> Result<Vec<Step>, Fail
     match backend {
         Backend::Nft | Backend::Auto if nft_is_here => {
             steps.push(nft_step(nft::ruleset(plan)));
-            steps.extend(iptables_steps(iptables::clean)?);
+            // A program that is installed and does not work has made no rules either.
+            steps.extend(iptables_steps(iptables::clean).unwrap_or_default());
         }
         Backend::Iptables | Backend::Auto if is_installed("iptables-restore") => {
+            if families().count() > 1 && !is_installed("ip6tables-restore") {
+                let why = "`ip6tables-restore` was not found, and IPv6 would be a way round the proxy: install the package nftables, or switch IPv6 off in this network namespace";
+                return Err(anyhow::Error::msg(why).into());
+            }
             steps.extend(iptables_steps(|family, saved| {
                 Some(iptables::rules(plan, family, saved))
             })?);

@@ -287,7 +287,8 @@ fn root_an_app_has_no_way_round_its_proxy() {
     // The limit: who is the proxy's user is the proxy, for the rules.
     let mut as_proxy = net.command(FRONTEND, PROXY, &[], "curl");
     let url = format!("http://{}:7000/", addresses(OUTSIDE)[0]);
-    assert!(as_proxy.args(["-s", &url]).status().unwrap().success());
+    let output = as_proxy.args(["-s", &url]).output().unwrap();
+    assert_eq!(output.stdout, ANSWER.as_bytes());
     assert_eq!(outside.reached(), 1);
 }
 
@@ -525,7 +526,7 @@ fn root_a_proxy_known_by_its_control_group_shares_its_user_with_nobody() {
         let mut command = Command::new("sh");
         command.args(["-c", &enter, "sh"]).arg(inner.get_program());
         command.args(inner.get_args()).args(["-s", "-m", "3", &url]);
-        command.status().unwrap().success()
+        command.output().unwrap().status.success()
     };
     net.says(FRONTEND, &line);
     assert!(net.rules(FRONTEND).contains("socket cgroupv2"));
@@ -542,4 +543,94 @@ impl Drop for Group {
     fn drop(&mut self) {
         let _ = eventually("an empty control group", || fs::remove_dir(&self.0).ok());
     }
+}
+
+/// Asks `netns` only for what it would do, or for its refusal.
+fn would(arguments: &[&str], code: i32) -> String {
+    let program = binaries().unwrap().join("postern-proxy");
+    let mut command = Command::new(program);
+    let output = command.arg("netns").args(arguments).output().unwrap();
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{arguments:?}: {output:?}"
+    );
+    let told = if code == 0 {
+        output.stdout
+    } else {
+        output.stderr
+    };
+    String::from_utf8_lossy(&told).into_owned()
+}
+
+#[test]
+fn wrong_options_and_files_are_told_from_each_other_and_named() {
+    let world = World::new().unwrap();
+    let file = |name: &str, text: &str| world.write(name, text).unwrap().display().to_string();
+    let inbound =
+        "policies: {directory: p}\ninbound: {listen: '[::]:16006', forward: transparent}\n";
+    let lacking = file("lacking.yaml", inbound);
+    let bad = file("bad.yaml", &format!("{inbound}outbund: {{}}\n"));
+    for (arguments, code, mend) in [
+        (
+            vec!["--proxy-uid", "0"],
+            2,
+            "run the proxy as a user of its own",
+        ),
+        (
+            vec!["--exclude-inbound-ports", "15000"],
+            2,
+            "the proxy's admin port: leave it out",
+        ),
+        (
+            vec!["--exclude-outbound-cidrs", "10.0.0.1/8"],
+            2,
+            "write 10.0.0.0/8",
+        ),
+        (
+            vec!["--config", &lacking],
+            64,
+            "write `outbound: {listen: '127.0.0.1:15001'}`",
+        ),
+        (vec!["--config", &bad], 64, "did you mean `outbound`?"),
+        (
+            vec!["--config", "/nowhere/proxy.yaml"],
+            64,
+            "cannot read `/nowhere/proxy.yaml`",
+        ),
+    ] {
+        let told = would(
+            &[&["setup", "--dry-run", "--no-resolver"], &arguments[..]].concat(),
+            code,
+        );
+        assert!(told.contains(mend), "{arguments:?}: {told}");
+    }
+}
+
+#[test]
+#[ignore = "needs root, ip and nft: network namespaces"]
+fn root_ports_and_mode_are_those_of_the_proxys_file() {
+    let world = World::new().unwrap();
+    let config = "policies: {directory: p}\ninbound: {listen: '[::]:16006', forward: transparent}\n\
+                  outbound: {listen: '127.0.0.1:16001'}\nmetrics: {listen: '127.0.0.1:16020'}\n";
+    let config = world
+        .write("proxy.yaml", config)
+        .unwrap()
+        .display()
+        .to_string();
+    let told = would(
+        &["setup", "--dry-run", "--no-resolver", "--config", &config],
+        0,
+    );
+    for part in [
+        "tproxy to :16006 ",
+        "redirect to :16001",
+        "ip -6 rule add fwmark",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert!(
+        !told.contains("16020"),
+        "metrics on loopback are for nobody outside"
+    );
 }

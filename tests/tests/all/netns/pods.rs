@@ -214,13 +214,15 @@ impl Server {
 
 fn answer(mut stream: TcpStream, counter: &AtomicUsize) {
     let mut head = [0; 8192];
-    while let Ok(1..) = stream.read(&mut head) {
+    while let Ok(read @ 1..) = stream.read(&mut head) {
         counter.fetch_add(1, Ordering::SeqCst);
         let answer = format!(
             "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{ANSWER}",
             ANSWER.len()
         );
-        if stream.write_all(answer.as_bytes()).is_err() {
+        let is_last =
+            String::from_utf8_lossy(head.get(..read).unwrap()).contains("connection: close");
+        if stream.write_all(answer.as_bytes()).is_err() || is_last {
             return;
         }
     }
@@ -263,7 +265,9 @@ impl Capture {
         std::thread::spawn(move || {
             let mut packet = vec![0; 1 << 16];
             while let Ok((length, _)) = recv(&socket, packet.as_mut_slice(), RecvFlags::empty()) {
-                sink.lock().unwrap().extend_from_slice(&packet[..length]);
+                sink.lock()
+                    .unwrap()
+                    .extend_from_slice(packet.get(..length).unwrap());
             }
         });
         Self { seen }

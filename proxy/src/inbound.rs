@@ -44,10 +44,13 @@ use crate::{
 /// One connection, from accept to end.
 pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: SocketAddr) {
     let began = Instant::now();
-    if is_probe(&proxy, &stream, from) {
+    let wanted = wanted(proxy.config.inbound.forward, &stream);
+    if let Wanted::Original(Ok(original)) = wanted
+        && proxy.probe.caught(original, from)
+    {
         return;
     }
-    let facts = match facts(&proxy, &stream, from) {
+    let facts = match facts(&proxy, wanted, from) {
         Ok(facts) => facts,
         Err(error) => {
             tracing::warn!(src.addr = %from, %error, "a connection has no destination");
@@ -494,19 +497,12 @@ fn wanted(forward: Forward, stream: &TcpStream) -> Wanted {
     }
 }
 
-fn is_probe(proxy: &Proxy, stream: &TcpStream, from: SocketAddr) -> bool {
-    match wanted(proxy.config.inbound.forward, stream) {
-        Wanted::Original(Ok(original)) => proxy.probe.caught(original, from),
-        Wanted::App(_) | Wanted::Original(Err(_)) => false,
-    }
-}
-
-fn facts(proxy: &Proxy, stream: &TcpStream, from: SocketAddr) -> io::Result<Facts> {
-    let destination = match wanted(proxy.config.inbound.forward, stream) {
+fn facts(proxy: &Proxy, wanted: Wanted, from: SocketAddr) -> io::Result<Facts> {
+    let destination = match wanted {
         Wanted::App(app) => app,
         Wanted::Original(original) => {
             let original = original?;
-            listener::must_be_the_app(original, stream, proxy.config.own_ports())?;
+            listener::must_be_the_app(original, proxy.config.own_ports(), listener::is_here)?;
             original
         }
     };

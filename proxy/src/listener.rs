@@ -131,12 +131,10 @@ pub(crate) fn transparent_destination(stream: &TcpStream) -> io::Result<SocketAd
 /// When it is no address of this pod, or a port of the proxy itself.
 pub(crate) fn must_be_the_app(
     destination: SocketAddr,
-    stream: &TcpStream,
     own_ports: impl Iterator<Item = u16>,
+    is_here: impl FnOnce(IpAddr) -> bool,
 ) -> io::Result<()> {
-    // Mostly the near end's address is the one that was asked for, and the kernel need not be.
-    let near = stream.local_addr()?.ip().to_canonical();
-    if near != destination.ip() && !is_here(destination.ip()) {
+    if !is_here(destination.ip()) {
         let problem = format!("{destination} is no address of this pod");
         return Err(io::Error::other(problem));
     }
@@ -181,7 +179,7 @@ const BACKLOG: i32 = 1024;
 
 #[cfg(test)]
 mod tests {
-    use super::{is_here, refuse_loop};
+    use super::{is_here, must_be_the_app, refuse_loop};
 
     #[test]
     fn only_the_proxys_own_ports_at_our_own_addresses_are_loops() {
@@ -197,6 +195,22 @@ mod tests {
             let own = [15006, 15000, 15020, 15001].into_iter();
             let judged = refuse_loop(destination.parse().unwrap(), own, |_| here);
             assert_eq!(judged.is_ok(), passes, "{destination}");
+        }
+    }
+
+    #[test]
+    fn an_inbound_destination_is_an_address_of_the_pod_and_no_port_of_the_proxy() {
+        // FAULTS 116
+        let cases = [
+            ("10.0.0.9:8080", true, true),
+            ("10.0.0.9:8080", false, false),
+            ("10.0.0.9:15000", true, false),
+            ("[fd00::9]:15006", true, false),
+        ];
+        for (destination, here, passes) in cases {
+            let own = [15006, 15000].into_iter();
+            let judged = must_be_the_app(destination.parse().unwrap(), own, |_| here);
+            assert_eq!(judged.is_ok(), passes, "{destination} {here}");
         }
     }
 

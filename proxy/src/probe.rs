@@ -285,8 +285,13 @@ const EVERY: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use tokio::sync::{oneshot, watch};
+
     use super::{
-        Check, NO_INBOUND, NO_OUTBOUND, NOT_EXEMPT, Outcome, PENDING, State, checks, judge, next,
+        Check, Expected, NO_INBOUND, NO_OUTBOUND, NOT_EXEMPT, Outcome, PENDING, Probe, State,
+        checks, judge, next,
     };
 
     fn shown(inbound: Option<&str>, outbound: &[&str]) -> Vec<(String, bool)> {
@@ -315,6 +320,31 @@ mod tests {
         );
         assert_eq!(shown(Some("0.0.0.0:1"), &[]), [back("127.0.0.1:15098")]);
         assert_eq!(shown(None, &[]), []);
+    }
+
+    #[test]
+    fn only_our_own_socket_proves_anything_and_no_probe_is_carried_on() {
+        let address = |text: &str| text.parse().unwrap();
+        let (from, to) = (address("127.0.0.1:40000"), address("127.0.0.1:15099"));
+        let (arrived, mut seen) = oneshot::channel();
+        let probe = Probe {
+            state: watch::Sender::new(State::Unproven(PENDING)),
+            expected: Mutex::new(Some(Expected { from, to, arrived })),
+        };
+        for (original, caller, is_probe) in [
+            ("127.0.0.1:15099", "127.0.0.1:40001", true),
+            ("127.0.0.1:15099", "10.0.0.9:40000", true),
+            ("[::1]:15099", "127.0.0.1:40000", true),
+            ("127.0.0.1:15098", "127.0.0.1:40000", true),
+            ("10.0.0.9:15099", "127.0.0.1:40000", false),
+            ("127.0.0.1:8080", "127.0.0.1:40000", false),
+        ] {
+            let caught = probe.caught(address(original), address(caller));
+            assert_eq!(caught, is_probe, "{caller} to {original}");
+            assert!(seen.try_recv().is_err(), "{caller} to {original}");
+        }
+        assert!(probe.caught(to, from));
+        assert!(seen.try_recv().is_ok());
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) fn ruleset(plan: &Plan) -> String {
             why: "A pod is no router: what lies behind it has no proxy.",
             name: "deny_through",
             hook: "type filter hook forward priority filter; policy drop;",
-            rules: Vec::new(),
+            rules: vec![DROP.to_owned()],
         },
     ];
     let chains: Vec<String> = chains.iter().map(Chain::text).collect();
@@ -129,6 +129,7 @@ fn deny_in(plan: &Plan) -> Chain {
         "icmpv6 type {{ nd-router-advert, {NEIGHBOURS} }} ip6 hoplimit 255 accept"
     ));
     rules.push("icmpv6 type mld-listener-query accept".to_owned());
+    rules.push(DROP.to_owned());
     Chain {
         why: "What did not go to the proxy does not come in, and nobody dials its ports themselves.",
         name: "deny_in",
@@ -157,6 +158,7 @@ fn deny_out(plan: &Plan) -> Chain {
         "icmpv6 type {{ nd-router-solicit, {NEIGHBOURS} }} ip6 hoplimit 255 accept"
     ));
     rules.push("icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } ip6 hoplimit 1 accept".to_owned());
+    rules.push(DROP.to_owned());
     Chain {
         why: "Nobody but the proxy talks to the world, and names are asked of the resolvers alone.",
         name: "deny_out",
@@ -212,6 +214,9 @@ fn set<T: Display>(elements: impl IntoIterator<Item = T>) -> Option<String> {
 
 /// What is for somebody else must not be rewritten into something that is for us.
 const NOT_OURS: &str = "fib daddr type != local return";
+
+/// The policy of a chain drops too; this says how much.
+const DROP: &str = "counter drop";
 
 /// Of connections that were let in or out, and errors about them.
 const ONGOING: [&str; 2] = [

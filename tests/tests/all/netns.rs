@@ -296,7 +296,18 @@ fn root_an_app_has_no_way_round_its_proxy() {
 #[ignore = "needs root, ip and nft: network namespaces"]
 fn root_from_outside_there_is_only_mutual_tls() {
     // FAULTS 120, 121
-    let mesh = Mesh::new("original-destination", &[]);
+    from_outside_there_is_only_mutual_tls("original-destination");
+}
+
+#[test]
+#[ignore = "needs root, ip and nft: network namespaces"]
+fn root_from_outside_there_is_only_mutual_tls_handed_over() {
+    // FAULTS 120, 121
+    from_outside_there_is_only_mutual_tls("transparent");
+}
+
+fn from_outside_there_is_only_mutual_tls(forward: &str) {
+    let mesh = Mesh::new(forward, &[]);
     let net = &mesh.net;
     for web in addresses(WEB) {
         let answer = ask(net, OUTSIDE, (web, APP), "GET", "/api/orders");
@@ -342,7 +353,18 @@ fn root_from_outside_there_is_only_mutual_tls() {
 #[ignore = "needs root, ip and nft: network namespaces"]
 fn root_the_proxys_own_ports_are_no_destination() {
     // FAULTS 116, 121
-    let mesh = Mesh::new("original-destination", &[]);
+    the_proxys_own_ports_are_no_destination("original-destination");
+}
+
+#[test]
+#[ignore = "needs root, ip and nft: network namespaces"]
+fn root_the_proxys_own_ports_are_no_destination_handed_over() {
+    // FAULTS 116, 121
+    the_proxys_own_ports_are_no_destination("transparent");
+}
+
+fn the_proxys_own_ports_are_no_destination(forward: &str) {
+    let mesh = Mesh::new(forward, &[]);
     let loopback: IpAddr = "127.0.0.1".parse().unwrap();
     let accepted = |pod| {
         let metrics = mesh.told(pod, "/metrics");
@@ -543,6 +565,30 @@ impl Drop for Group {
     fn drop(&mut self) {
         let _ = eventually("an empty control group", || fs::remove_dir(&self.0).ok());
     }
+}
+
+#[test]
+#[ignore = "needs root, ip and nft: network namespaces"]
+fn root_a_pod_is_no_router() {
+    // FAULTS 119
+    let net = Net::new();
+    let outside = Server::start(&net, OUTSIDE, 7000);
+    // What the frontend's proxy sends to this address goes by way of web.
+    let [web, _] = addresses(WEB).map(|address| address.to_string());
+    let [bridge, _] = addresses(OUTSIDE).map(|address| address.to_string());
+    net.ip(OUTSIDE, &["address", "add", "10.79.0.1/32", "dev", "lo"]);
+    net.ip(FRONTEND, &["route", "add", "10.79.0.1", "via", &web]);
+    net.ip(WEB, &["route", "add", "10.79.0.1", "via", &bridge]);
+    net.says(WEB, &["sysctl", "-qw", "net.ipv4.ip_forward=1"]);
+    let get = || {
+        let mut curl = net.command(FRONTEND, PROXY, &[], "curl");
+        curl.args(["-s", "-m", "3", "http://10.79.0.1:7000/"]);
+        curl.output().unwrap().status.success()
+    };
+    assert!(get(), "without rules it forwards");
+    net.set_up(WEB, &["--no-resolver"]);
+    assert!(!get());
+    assert_eq!(outside.reached(), 1);
 }
 
 /// Asks `netns` only for what it would do, or for its refusal.

@@ -69,7 +69,7 @@ impl Net {
         self.ip(place, &["link", "set", device, "up"]);
     }
 
-    fn ip(&self, place: &str, arguments: &[&str]) {
+    pub(super) fn ip(&self, place: &str, arguments: &[&str]) {
         let name = self.name(place);
         let mut all = vec!["-n", &name];
         all.extend(arguments);
@@ -145,7 +145,7 @@ impl Net {
 
     /// The rules and the policy routing of a place.
     pub(super) fn rules(&self, place: &str) -> String {
-        let rules = self.says(place, &["nft", "list", "ruleset"]);
+        let rules = self.says(place, &["nft", "--stateless", "list", "ruleset"]);
         // Which of them the older program keeps is told with the counts of packets.
         let plain: Vec<&str> = rules
             .lines()

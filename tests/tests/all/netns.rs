@@ -12,7 +12,10 @@ use std::{
 use pods::{
     ANSWER, Capture, FRONTEND, Net, OUTSIDE, PATIENCE, PROXY, QUESTION, Server, WEB, addresses, ask,
 };
-use postern_tests::{binaries, eventually, world::World};
+use postern_tests::{
+    binaries, eventually, run,
+    world::{World, free_address},
+};
 
 /// Two pods with their proxies and one app, and a place outside.
 struct Mesh {
@@ -225,8 +228,14 @@ fn send_udp(net: &Net, place: &str, to: (IpAddr, u16)) -> std::io::Result<usize>
     })
 }
 
-/// Sends a packet of a protocol that nobody filters by accident.
-fn send_raw(net: &Net, place: &str, to: IpAddr, protocol: u32) -> rustix::io::Result<usize> {
+/// Sends a packet of a protocol that nobody filters by accident. `kind` is its first byte, which in
+/// ICMPv6 is its type.
+fn send_raw(
+    net: &Net,
+    place: &str,
+    to: IpAddr,
+    (protocol, kind): (u32, u8),
+) -> rustix::io::Result<usize> {
     use rustix::net::{AddressFamily, Protocol, SendFlags, SocketType, sendto, socket};
     net.inside(place, move || {
         let family = match to {
@@ -235,8 +244,7 @@ fn send_raw(net: &Net, place: &str, to: IpAddr, protocol: u32) -> rustix::io::Re
         };
         let protocol = Protocol::from_raw(protocol.try_into().unwrap());
         let socket = socket(family, SocketType::RAW, Some(protocol))?;
-        // An echo request, where the protocol is ICMPv6.
-        let packet = [128, 0, 0, 0, 0, 1, 0, 1];
+        let packet = [kind, 0, 0, 0, 0, 1, 0, 1];
         sendto(
             &socket,
             &packet,
@@ -266,15 +274,35 @@ fn root_an_app_has_no_way_round_its_proxy() {
         send_udp(net, FRONTEND, (address, 53)).unwrap();
         assert_eq!(names.recv(&mut [0; 16]).unwrap(), 5);
         assert!(send_udp(net, FRONTEND, (address, 54)).is_err(), "{address}");
-        // An experimental protocol, and one that could carry anything.
-        for protocol in [253, 41, 58] {
-            let sent = send_raw(net, FRONTEND, address, protocol);
-            assert_eq!(sent, Err(rustix::io::Errno::PERM), "{address} {protocol}");
+        // An experimental protocol, IPv6 in IPv4, an echo request of ICMPv6, and a neighbour
+        // solicitation that routers would pass on.
+        for packet in [(253, 0), (41, 0x60), (58, 128), (58, 135)] {
+            let sent = send_raw(net, FRONTEND, address, packet);
+            assert_eq!(sent, Err(rustix::io::Errno::PERM), "{address} {packet:?}");
         }
     }
     // UDP to another pod whose address is no resolver.
     for address in addresses(WEB) {
         assert!(send_udp(net, FRONTEND, (address, 53)).is_err(), "{address}");
+    }
+    // FAULTS 117: where clouds keep a machine's secrets.
+    for (address, device) in [("169.254.169.254/32", "-4"), ("fd00:ec2::254/128", "-6")] {
+        net.ip(OUTSIDE, &["address", "add", address, "dev", "lo"]);
+        let gateway = addresses(OUTSIDE)[usize::from(device == "-6")].to_string();
+        net.ip(
+            FRONTEND,
+            &[device, "route", "add", "default", "via", &gateway],
+        );
+    }
+    for address in ["169.254.169.254", "::ffff:169.254.169.254", "fd00:ec2::254"] {
+        let answer = ask(
+            net,
+            FRONTEND,
+            (address.parse().unwrap(), 7000),
+            "GET",
+            "/latest",
+        );
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{address}: {answer}");
     }
     assert_eq!(outside.reached(), 0);
 
@@ -589,6 +617,53 @@ fn root_a_pod_is_no_router() {
     net.set_up(WEB, &["--no-resolver"]);
     assert!(!get());
     assert_eq!(outside.reached(), 1);
+}
+
+#[test]
+fn a_listener_that_leads_to_itself_is_no_loop() {
+    // FAULTS 116
+    let mut world = World::new().unwrap();
+    let [itself, inbound, health] = [(); 3].map(|()| free_address().unwrap());
+    let uid = rustix::process::geteuid().as_raw();
+    let workload = format!(
+        "apiVersion: postern.dev/v1\nkind: Workload\nmetadata: {{name: itself}}\n\
+         spec: {{serviceAccount: itself, selectors: ['unix:uid:{uid}'], addresses: ['{}'], \
+         ports: [{{name: http, port: {}}}]}}\n",
+        itself.ip(),
+        itself.port(),
+    );
+    let socket = world.agent(&workload).unwrap();
+    world.write("directory/itself.yaml", &workload).unwrap();
+    fs::create_dir(world.path().join("policies")).unwrap();
+    let config = format!(
+        "identity: {{workloadApi: 'unix://{}'}}\ndefaults: istio\npolicies: {{directory: policies}}\n\
+         workloads: {{directory: directory}}\ninbound: {{listen: '{inbound}', forward: '127.0.0.1:9'}}\n\
+         outbound: {{listeners: [{{listen: '{itself}', to: default/itself, port: http}}]}}\n\
+         admin: {{listen: '{}'}}\nmetrics: {{listen: '{health}'}}\n{}",
+        socket.display(),
+        free_address().unwrap(),
+        // An agent without privileges sees only what any process of its user may see.
+        if uid == 0 {
+            ""
+        } else {
+            "harden: {insecureAllowDumpable: true}\n"
+        },
+    );
+    world.proxy("proxy", &config).unwrap();
+    world.said("proxy", "ready").unwrap();
+    let url = |address: SocketAddr, path: &str| format!("http://{address}{path}");
+    let asked = run("curl", &["-s", "-m", "5", &url(itself, "/")]).unwrap();
+    assert!(
+        !asked.status.success() && asked.stdout.is_empty(),
+        "{asked:?}"
+    );
+    world
+        .said("proxy", "a connection has no destination")
+        .unwrap();
+    let metrics = run("curl", &["-s", &url(health, "/metrics")]).unwrap();
+    let metrics = String::from_utf8_lossy(&metrics.stdout).into_owned();
+    let once = "connections_accepted_total{direction=\"outbound\"} 1\n";
+    assert!(metrics.contains(once), "{metrics}");
 }
 
 /// Asks `netns` only for what it would do, or for its refusal.

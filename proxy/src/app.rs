@@ -14,12 +14,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     access_log::AccessLog,
-    config::Config,
+    config::{Config, Forward},
     connections::Connections,
     http::pool::Pool,
     inbound, listener,
     outbound::{self, Way},
     policy_source::{self, CurrentPolicies},
+    probe::{self, Probe},
     telemetry::{self, DirectionLabel, Metrics, Readiness},
     tls::{self, Current, Identity},
     tokens::{self, KeyStore},
@@ -37,6 +38,8 @@ pub(crate) struct Proxy {
     pub(crate) token_keys: KeyStore,
     /// Those who have not proven who they are.
     pub(crate) unproven: Arc<Unproven>,
+    /// Whether traffic is known to be redirected.
+    pub(crate) probe: Probe,
     /// Cancelled when the proxy is to end.
     pub(crate) draining: CancellationToken,
     identity: Current,
@@ -83,6 +86,7 @@ impl Proxy {
         if self.ready().is_some() && self.own_workload().is_none() {
             missing.push("workload (no Workload, or more than one, has our identity)");
         }
+        missing.extend(self.probe.missing());
         if self.draining.is_cancelled() {
             missing.push("draining");
         }
@@ -124,6 +128,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         pool: Arc::default(),
         token_keys: KeyStore::new(&config.token_keys, metrics.clone()),
         unproven: Arc::new(Unproven::new(MAX_UNPROVEN)),
+        probe: Probe::new(&config),
         draining: CancellationToken::new(),
         identity: identity.clone(),
         policies: policies.clone(),
@@ -176,6 +181,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(recheck(proxy.clone()));
     tokio::spawn(tokens::follow(proxy.clone()));
     tokio::spawn(announce(proxy.clone()));
+    tokio::spawn(listeners.probe(&proxy)?);
 
     let open = TaskTracker::new();
     let stop = CancellationToken::new();
@@ -194,17 +200,32 @@ impl Listeners {
     async fn bind(config: &Config) -> anyhow::Result<Self> {
         let mut outbound = Vec::new();
         if let Some(address) = config.outbound.listen {
-            outbound.push((
-                listener::bind(address, "outbound.listen").await?,
-                Way::Redirected,
-            ));
+            for bound in listener::bind_outbound(address).await? {
+                outbound.push((bound, Way::Redirected));
+            }
         }
         for one in &config.outbound.listeners {
             let bound = listener::bind(one.listen, "outbound.listeners").await?;
             outbound.push((bound, Way::To(Arc::new(one.clone()))));
         }
-        let inbound = listener::bind(config.inbound.listen, "inbound.listen").await?;
+        let listen = config.inbound.listen;
+        let inbound = match config.inbound.forward {
+            Forward::Transparent => listener::bind_transparent(listen, "inbound.listen")?,
+            _ => listener::bind(listen, "inbound.listen").await?,
+        };
         Ok(Self { inbound, outbound })
+    }
+
+    /// Proves, while all of them accept, that they get what is redirected.
+    fn probe(&self, proxy: &Arc<Proxy>) -> anyhow::Result<impl Future<Output = ()> + use<>> {
+        let redirected = self
+            .outbound
+            .iter()
+            .filter(|(_, way)| matches!(way, Way::Redirected))
+            .map(|(listener, _)| listener.local_addr());
+        let outbound = redirected.collect::<Result<Vec<_>, _>>()?;
+        let inbound = self.inbound.local_addr()?;
+        Ok(probe::follow(proxy.clone(), inbound, outbound))
     }
 
     fn serve(self, proxy: &Arc<Proxy>, open: &TaskTracker, stop: &CancellationToken) {
@@ -283,6 +304,7 @@ async fn announce(proxy: Arc<Proxy>) {
     {
         return;
     }
+    proxy.probe.proven().await;
     if proxy.own_workload().is_none() {
         tracing::error!(
             "no Workload, or more than one, has our identity: inbound, all is denied; name it with `workload`"

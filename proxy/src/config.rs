@@ -45,6 +45,8 @@ pub struct Config {
     pub reason_header: bool,
     /// Let processes of the same user look into this one.
     pub allow_dumpable: bool,
+    /// Prove that traffic is redirected before saying that all is ready.
+    pub probe: bool,
 }
 
 /// How the keys that sign tokens are fetched.
@@ -120,6 +122,8 @@ pub enum Forward {
     To(SocketAddr),
     /// Where the caller wanted to go before it was redirected.
     OriginalDestination,
+    /// Where the caller wanted to go; its connection is handed over as it is (TPROXY).
+    Transparent,
 }
 
 /// What is spoken.
@@ -167,6 +171,16 @@ pub enum ToPort {
 }
 
 impl Config {
+    /// The ports at which the proxy itself listens.
+    pub(crate) fn own_ports(&self) -> impl Iterator<Item = u16> {
+        let explicit = self.outbound.listeners.iter().map(|one| one.listen);
+        [self.inbound.listen, self.admin, self.metrics]
+            .into_iter()
+            .chain(self.outbound.listen)
+            .chain(explicit)
+            .map(|address| address.port())
+    }
+
     /// Reads a configuration. Relative paths are relative to the file; `endpoint` is the socket
     /// that the environment names.
     ///
@@ -225,6 +239,7 @@ fn config(
     let token_keys = token_keys(&all, folder, problems);
     let reason_header = flag(&all, "debug", "reasonHeader", problems);
     let allow_dumpable = flag(&all, "harden", "insecureAllowDumpable", problems);
+    let probe = probe(&all, problems);
     Some(Config {
         identity: identity?,
         workload: workload?,
@@ -239,6 +254,7 @@ fn config(
         token_keys: token_keys?,
         reason_header: reason_header?,
         allow_dumpable: allow_dumpable?,
+        probe: probe?,
     })
 }
 
@@ -442,15 +458,7 @@ fn inbound(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Inbound> {
         .and_then(
             |node| match fields::text(node, "inbound.forward", problems)? {
                 "original-destination" => Some(Forward::OriginalDestination),
-                "transparent" => {
-                    let hint = "`original-destination` works behind a REDIRECT rule";
-                    problems.error_with(
-                        node.at,
-                        "`forward: transparent` is not supported yet",
-                        hint,
-                    );
-                    None
-                }
+                "transparent" => Some(Forward::Transparent),
                 _ => fields::socket_address(node, "inbound.forward", problems).map(Forward::To),
             },
         );
@@ -605,6 +613,18 @@ fn flag(all: &Fields<'_>, section: &str, name: &str, problems: &mut Problems<'_>
     }
 }
 
+/// `interception.probe`, which is on unless it is switched off.
+fn probe(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<bool> {
+    let Some(node) = all.get("interception") else {
+        return Some(true);
+    };
+    let section = Fields::of(node, "interception", &["probe"], problems)?;
+    match section.get("probe") {
+        Some(node) => fields::boolean(node, "interception.probe", problems),
+        None => Some(true),
+    }
+}
+
 fn token_keys(all: &Fields<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<TokenKeys> {
     let mut keys = TokenKeys {
         authorities: None,
@@ -624,7 +644,7 @@ fn token_keys(all: &Fields<'_>, folder: &Path, problems: &mut Problems<'_>) -> O
     Some(keys)
 }
 
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 17] = [
     "identity",
     "workload",
     "policies",
@@ -641,6 +661,7 @@ const KEYS: [&str; 16] = [
     "tokenKeys",
     "debug",
     "harden",
+    "interception",
 ];
 
 /// As often as Istio fetches keys anew.
@@ -716,10 +737,6 @@ mod tests {
         refused(
             &format!("policies: {{agent: {{}}, directory: p}}\n{inbound}"),
             &["not both"],
-        );
-        refused(
-            "policies: {directory: p}\ninbound: {forward: transparent}",
-            &["not supported yet"],
         );
         refused(
             &with("admin: {listen: '0.0.0.0:15000'}"),

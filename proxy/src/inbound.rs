@@ -45,10 +45,21 @@ use crate::{
 /// One connection, from accept to end.
 pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: SocketAddr) {
     let began = Instant::now();
-    let facts = match facts(&proxy, &stream, from) {
+    let wanted = wanted(proxy.config.inbound.forward, &stream);
+    if let Wanted::Original(Ok(original)) = wanted
+        && proxy.probe.caught(original, from)
+    {
+        return;
+    }
+    let facts = match facts(&proxy, wanted, from) {
         Ok(facts) => facts,
         Err(error) => {
             tracing::warn!(src.addr = %from, %error, "a connection has no destination");
+            let labels = RefusalLabels {
+                direction: "inbound",
+                reason: "destination",
+            };
+            proxy.metrics.refused.get_or_create(&labels).inc();
             return;
         }
     };
@@ -602,10 +613,30 @@ pub(crate) fn class(status: StatusCode) -> &'static str {
     }
 }
 
-fn facts(proxy: &Proxy, stream: &TcpStream, from: SocketAddr) -> io::Result<Facts> {
-    let destination = match proxy.config.inbound.forward {
-        Forward::To(app) => app,
-        Forward::OriginalDestination => listener::original_destination(stream)?,
+/// Where a connection is to go.
+enum Wanted {
+    /// To the one app.
+    App(SocketAddr),
+    /// Wherever the caller wanted to go, if that is known.
+    Original(io::Result<SocketAddr>),
+}
+
+fn wanted(forward: Forward, stream: &TcpStream) -> Wanted {
+    match forward {
+        Forward::To(app) => Wanted::App(app),
+        Forward::OriginalDestination => Wanted::Original(listener::original_destination(stream)),
+        Forward::Transparent => Wanted::Original(listener::transparent_destination(stream)),
+    }
+}
+
+fn facts(proxy: &Proxy, wanted: Wanted, from: SocketAddr) -> io::Result<Facts> {
+    let destination = match wanted {
+        Wanted::App(app) => app,
+        Wanted::Original(original) => {
+            let original = original?;
+            listener::must_be_the_app(original, proxy.config.own_ports(), listener::is_here)?;
+            original
+        }
     };
     Ok(Facts {
         id: proxy.connections.number(),

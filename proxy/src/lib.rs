@@ -17,6 +17,10 @@ mod outbound;
 
 mod listener;
 
+pub mod netns;
+
+mod probe;
+
 mod detect;
 
 mod unproven;

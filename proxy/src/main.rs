@@ -14,7 +14,12 @@ use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use postern_proto::ENDPOINT_VARIABLE;
-use postern_proxy::{app, config::Config, telemetry};
+use postern_proxy::{
+    app,
+    config::Config,
+    netns::{self, Failure},
+    telemetry,
+};
 
 /// Gives memory back after a burst, which the C library's allocator does not.
 #[global_allocator]
@@ -36,6 +41,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Programs the present network namespace: redirection to the proxy, default deny
+    #[command(subcommand)]
+    Netns(netns::Command),
     /// Tells whether a proxy is ready
     Healthcheck {
         /// Where its metrics listener is
@@ -52,6 +60,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Run { config } => return serve(&config),
+        Command::Netns(command) => return program(&command),
         Command::Healthcheck { address } => healthcheck(address),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -72,6 +81,18 @@ fn finish(outcome: &anyhow::Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(&format!("postern-proxy: {error:#}"), 1),
     }
+}
+
+fn program(command: &netns::Command) -> ExitCode {
+    let Err(failure) = netns::run(command) else {
+        return ExitCode::SUCCESS;
+    };
+    let code = match &failure {
+        Failure::Failed(_) => 1,
+        Failure::Usage(_) => 2,
+        Failure::Configuration(_) => BAD_CONFIGURATION,
+    };
+    complain(&format!("postern-proxy: {failure}"), code)
 }
 
 fn serve(path: &Path) -> ExitCode {
@@ -141,6 +162,7 @@ const BAD_CONFIGURATION: u8 = 64;
 const EXAMPLES: &str = "\
 Examples:
   postern-proxy run --config proxy.yaml
+  postern-proxy netns setup --config proxy.yaml
   postern-proxy healthcheck --address 127.0.0.1:15020
 
 Exit codes: 0 yes, 1 no or failed, 2 wrong use, 64 bad configuration";

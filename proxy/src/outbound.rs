@@ -60,12 +60,23 @@ struct Target {
 
 /// One connection, from accept to end.
 pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: SocketAddr, way: Way) {
+    if matches!(way, Way::Redirected) {
+        let original = listener::original_destination(&stream);
+        if original.is_ok_and(|original| proxy.probe.caught(original, from)) {
+            return;
+        }
+        if !proxy.probe.lets_out() {
+            count(&proxy, "not_ready");
+            tracing::warn!(src.addr = %from, "the redirection is not proven, nothing goes out");
+            return;
+        }
+    }
     let Some((identity, set)) = proxy.ready() else {
         count(&proxy, "not_ready");
         tracing::warn!(src.addr = %from, "the proxy has no identity or no policies, nothing goes out");
         return;
     };
-    let target = match target(&set, &stream, &way).await {
+    let target = match target(&proxy, &set, &stream, &way).await {
         Ok(target) => target,
         Err(error) => {
             count(&proxy, "destination");
@@ -109,7 +120,19 @@ impl Target {
     }
 }
 
-async fn target(set: &PolicySet, stream: &TcpStream, way: &Way) -> io::Result<Target> {
+async fn target(
+    proxy: &Proxy,
+    set: &PolicySet,
+    stream: &TcpStream,
+    way: &Way,
+) -> io::Result<Target> {
+    let found = found(set, stream, way).await?;
+    let own_ports = proxy.config.own_ports();
+    listener::refuse_loop(found.address, own_ports, listener::is_here)?;
+    Ok(found)
+}
+
+async fn found(set: &PolicySet, stream: &TcpStream, way: &Way) -> io::Result<Target> {
     match way {
         Way::Redirected => {
             let address = listener::original_destination(stream)?;

@@ -92,7 +92,7 @@ fn run(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
 
 async fn demo(arguments: &Arguments) -> anyhow::Result<()> {
     let folder = binaries::ready(arguments.binaries.as_deref())?;
-    let network = network::Network::choose(arguments.loopback)?;
+    let network = network::Network::choose(arguments.loopback, &folder.join(binaries::PROXY))?;
     let mut report = report::Report::begin(&network);
     let mut world = world::World::start(&folder, network, &mut report).await?;
 

@@ -16,6 +16,7 @@ mod http1;
 mod http2;
 mod inbound;
 mod live;
+mod netns;
 mod readme;
 mod registry;
 mod road;

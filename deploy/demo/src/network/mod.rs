@@ -3,10 +3,9 @@
 use std::{
     env,
     fs::File,
-    io::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream as StdTcpStream},
-    path::PathBuf,
-    process::{Child, Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, Command},
 };
 
 use anyhow::{Context as _, anyhow, ensure};
@@ -52,8 +51,9 @@ pub(crate) enum Network {
 }
 
 impl Network {
-    /// Namespaces where they can be had, loopback elsewhere.
-    pub(crate) fn choose(force_loopback: bool) -> anyhow::Result<Self> {
+    /// Namespaces where they can be had, loopback elsewhere. `proxy` is the program that redirects
+    /// the traffic of a namespace to itself.
+    pub(crate) fn choose(force_loopback: bool, proxy: &Path) -> anyhow::Result<Self> {
         let [.., high, low] = std::process::id().to_be_bytes();
         let loopback = |why| Self::Loopback {
             net: [high | 0x80, low],
@@ -73,7 +73,7 @@ impl Network {
         if ip(&["netns", "list"]).is_err() {
             return Ok(loopback("this machine allows no network namespaces"));
         }
-        Namespaces::create().map(Self::Namespaces)
+        Namespaces::create(proxy).map(Self::Namespaces)
     }
 
     /// The address of a pod.
@@ -154,7 +154,7 @@ pub(crate) struct Namespaces {
 }
 
 impl Namespaces {
-    fn create() -> anyhow::Result<Self> {
+    fn create(proxy: &Path) -> anyhow::Result<Self> {
         // From here on, drop removes what was made, also when a later step fails.
         let namespaces = Self {
             prefix: format!("postern-demo-{}", std::process::id()),
@@ -174,13 +174,13 @@ impl Namespaces {
             "bridge0",
         ])?;
         for pod in Pod::ALL {
-            namespaces.add(pod)?;
+            namespaces.add(pod, proxy)?;
         }
         Ok(namespaces)
     }
 
     /// A pod's namespace, its cable to the bridge, and its rules.
-    fn add(&self, pod: Pod) -> anyhow::Result<()> {
+    fn add(&self, pod: Pod, proxy: &Path) -> anyhow::Result<()> {
         let (lan, name) = (self.name(LAN), self.name(pod.name()));
         let address = format!("10.77.0.{}/24", pod.host());
         ip(&["netns", "add", &name])?;
@@ -212,8 +212,9 @@ impl Namespaces {
         ip(&["-n", &name, "link", "set", "eth0", "up"])?;
         ip(&["-n", &name, "link", "set", "lo", "up"])?;
         let uid = (PROXY_UIDS + u32::from(pod.host())).to_string();
-        let rules = include_str!("pod.nft").replace("PROXY_UID", &uid);
-        inside(self.path(pod.name()), move || nft(&rules))?
+        let mut command = Command::new(proxy);
+        command.args(["netns", "setup", "--no-resolver", "--proxy-uid", &uid]);
+        inside(self.path(pod.name()), move || run(&mut command))?
     }
 
     fn name(&self, part: &str) -> String {
@@ -265,35 +266,16 @@ fn hand_over(stream: StdTcpStream) -> anyhow::Result<TcpStream> {
 }
 
 fn ip(arguments: &[&str]) -> anyhow::Result<()> {
-    let output = Command::new("ip")
-        .args(arguments)
-        .output()
-        .context("cannot run `ip`")?;
-    ensure!(
-        output.status.success(),
-        "`ip {}` failed: {}",
-        arguments.join(" "),
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(())
+    run(Command::new("ip").args(arguments))
 }
 
-fn nft(rules: &str) -> anyhow::Result<()> {
-    let mut child = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot run `nft`")?;
-    child
-        .stdin
-        .take()
-        .context("`nft` has no input")?
-        .write_all(rules.as_bytes())?;
-    let output = child.wait_with_output()?;
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
     ensure!(
         output.status.success(),
-        "`nft` refused the pod's rules: {}",
+        "{command:?} failed: {}",
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(())

@@ -16,10 +16,10 @@ use crate::{
     access_log::AccessLog,
     config::Config,
     connections::Connections,
-    http::pool::Pool,
     inbound, listener,
     outbound::{self, Way},
     policy_source::{self, CurrentPolicies},
+    pool::Pool,
     telemetry::{self, DirectionLabel, Metrics, Readiness},
     tls::{self, Current, Identity},
     tokens::{self, KeyStore},
@@ -119,7 +119,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let reload = Arc::new(Notify::new());
     let proxy = Arc::new(Proxy {
         connections: Arc::new(Connections::new(metrics.clone())),
-        pool: Arc::default(),
+        pool: Arc::new(Pool::new(metrics.clone())),
         token_keys: KeyStore::new(&config.token_keys, metrics.clone()),
         handshakes: Semaphore::new(MAX_HANDSHAKES),
         draining: CancellationToken::new(),
@@ -172,6 +172,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         metrics,
     ));
     tokio::spawn(recheck(proxy.clone()));
+    tokio::spawn(proxy.pool.clone().tend());
     tokio::spawn(tokens::follow(proxy.clone()));
     tokio::spawn(announce(proxy.clone()));
 

@@ -32,10 +32,11 @@ use crate::{
     http::{
         body::Answered,
         headers::{self, FORWARDED_CLIENT_CERT, REASON, REQUEST_ID},
-        pool::{Connected, Upstream, UpstreamError},
         serve::{Clean, clean, own_answer, refuse_malformed, serve},
     },
-    listener, relay,
+    listener,
+    pool::{Connected, Limits, Outgoing, Upstream, UpstreamError},
+    relay,
     telemetry::{AnswerLabels, RefusalLabels},
     tls::{Identity, Offer},
     tokens::{Verified, of_request, tell_app},
@@ -336,7 +337,7 @@ impl Caller {
         let accepted = token.as_ref().zip(accepted);
         tell_app(&mut clean.request, &rules, accepted);
         match self.forward(clean).await {
-            Ok(response) => self.finish(response.map(Answered::upstream), record, &id, began),
+            Ok(response) => self.finish(response, record, &id, began),
             Err(error) => {
                 let mut record = record;
                 record.reason = Some(error.to_string());
@@ -376,7 +377,7 @@ impl Caller {
             .collect()
     }
 
-    async fn forward(&self, clean: Clean) -> Result<Response<Incoming>, UpstreamError> {
+    async fn forward(&self, clean: Clean) -> Result<Response<Answered>, UpstreamError> {
         let Clean { mut request, .. } = clean;
         if let Some(value) = &self.client_cert {
             request
@@ -402,7 +403,12 @@ impl Caller {
                 watched: None,
             })
         };
-        self.proxy.pool.send(&upstream, request, connect).await
+        let request = request.map(Outgoing::from);
+        let pool = &self.proxy.pool;
+        let answer = pool.send(&upstream, request, &APP_LIMITS, connect).await;
+        let answer = answer.map_err(|failed| failed.error)?;
+        let body = |body| Answered::upstream(body).holding(answer.held);
+        Ok(answer.response.map(body))
     }
 
     /// The last steps of every answer: its id, its count, its line.
@@ -445,9 +451,14 @@ pub(crate) fn upstream_failed(error: &UpstreamError, id: &HeaderValue) -> Respon
         UpstreamError::Connect(_) | UpstreamError::Tls(_) => {
             own_answer(StatusCode::SERVICE_UNAVAILABLE, "upstream unavailable", id)
         }
+        UpstreamError::Bound(_) => {
+            own_answer(StatusCode::SERVICE_UNAVAILABLE, "upstream overloaded", id)
+        }
         UpstreamError::Timeout => own_answer(StatusCode::GATEWAY_TIMEOUT, "upstream timeout", id),
         UpstreamError::Answer(_) => own_answer(StatusCode::BAD_GATEWAY, "bad gateway", id),
-        UpstreamError::Request => own_answer(StatusCode::BAD_REQUEST, "bad request", id),
+        UpstreamError::Request | UpstreamError::Caller(_) => {
+            own_answer(StatusCode::BAD_REQUEST, "bad request", id)
+        }
     }
 }
 
@@ -575,3 +586,12 @@ const TLS_HANDSHAKE: u8 = 22;
 pub(crate) const DETECT_PATIENCE: Duration = Duration::from_millis(200);
 const HTTP_PATIENCE: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The app may be given as many connections as callers may have opened to us.
+const APP_LIMITS: Limits = Limits {
+    connect: CONNECT_TIMEOUT,
+    answer: Duration::from_secs(60),
+    connections: listener::MAX_CONNECTIONS,
+    shared: 16,
+    pending: 1024,
+};

@@ -33,11 +33,12 @@ use crate::{
     http::{
         body::Answered,
         headers::{self, REQUEST_ID},
-        pool::{Connected, Upstream, UpstreamError},
         serve::{clean, own_answer, refuse_malformed, serve},
     },
     inbound::{DENIED, DETECT_PATIENCE, class, upstream_failed},
-    listener, relay,
+    listener,
+    pool::{Connected, Limits, Outgoing, Upstream, UpstreamError},
+    relay,
     telemetry::{AnswerLabels, RefusalLabels},
     tls::Offer,
 };
@@ -319,13 +320,22 @@ impl App {
                 let connect = || connect(&self.proxy, &facts, &target, Offer::Http);
                 self.proxy
                     .pool
-                    .send(&upstream, clean.request, connect)
+                    .send(
+                        &upstream,
+                        clean.request.map(Outgoing::from),
+                        &LIMITS,
+                        connect,
+                    )
                     .await
+                    .map_err(|failed| failed.error)
             }
             None => Err(UpstreamError::Tls(NO_IDENTITY.into())),
         };
         match sent {
-            Ok(response) => self.finish(response.map(Answered::upstream), record, &id, began),
+            Ok(answer) => {
+                let body = |body| Answered::upstream(body).holding(answer.held);
+                self.finish(answer.response.map(body), record, &id, began)
+            }
             Err(error) => {
                 count(&self.proxy, "upstream");
                 let mut record = record;
@@ -427,3 +437,10 @@ fn count(proxy: &Proxy, reason: &'static str) {
 
 const NO_IDENTITY: &str = "the destination is no Workload, so it has no identity";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const LIMITS: Limits = Limits {
+    connect: CONNECT_TIMEOUT,
+    answer: Duration::from_secs(60),
+    connections: 1024,
+    shared: 11,
+    pending: 1024,
+};

@@ -1,6 +1,7 @@
 //! The body of an answer: one of ours, or the upstream's, counted as it passes.
 
 use std::{
+    any::Any,
     pin::Pin,
     task::{Context, Poll},
     time::Instant,
@@ -18,6 +19,7 @@ use crate::access_log::{AccessLog, Record};
 pub(crate) struct Answered {
     kind: Kind,
     line: Option<(AccessLog, Record, Instant)>,
+    held: Option<Box<dyn Any + Send>>,
 }
 
 #[derive(Debug)]
@@ -32,6 +34,7 @@ impl Answered {
         Self {
             kind: Kind::Own(Full::new(text.into())),
             line: None,
+            held: None,
         }
     }
 
@@ -40,7 +43,14 @@ impl Answered {
         Self {
             kind: Kind::Upstream(body),
             line: None,
+            held: None,
         }
+    }
+
+    /// Holds something until the body has ended, such as a place on a connection.
+    pub(crate) fn holding(mut self, held: impl Any + Send) -> Self {
+        self.held = Some(Box::new(held));
+        self
     }
 
     /// Writes this line when the body ends.

@@ -2,5 +2,4 @@
 
 pub(crate) mod body;
 pub(crate) mod headers;
-pub(crate) mod pool;
 pub(crate) mod serve;

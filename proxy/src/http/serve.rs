@@ -18,11 +18,8 @@ use postern_policies::normalize::{self, HostRefused, PathNormalization, PathRefu
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    body::Answered,
-    headers,
-    pool::{CONNECTION_WINDOW, MAX_HEADER_LIST_BYTES, MAX_HEADERS, STREAM_WINDOW},
-};
+use super::{body::Answered, headers};
+use crate::pool::{CONNECTION_WINDOW, MAX_HEADER_LIST_BYTES, MAX_HEADERS, STREAM_WINDOW};
 
 /// Serves a connection until it ends. When `draining` is cancelled it finishes what is in flight
 /// and ends.

@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     connections::Connections,
     inbound, listener,
-    outbound::{self, Way},
+    outbound::{self, Destinations, Way},
     policy_source::{self, CurrentPolicies},
     pool::Pool,
     telemetry::{self, DirectionLabel, Metrics, Readiness},
@@ -32,6 +32,7 @@ pub(crate) struct Proxy {
     pub(crate) access_log: AccessLog,
     pub(crate) connections: Arc<Connections>,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) destinations: Destinations,
     /// The keys that sign tokens.
     pub(crate) token_keys: KeyStore,
     /// How many handshakes may be under way at once.
@@ -120,6 +121,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let proxy = Arc::new(Proxy {
         connections: Arc::new(Connections::new(metrics.clone())),
         pool: Arc::new(Pool::new(metrics.clone())),
+        destinations: Destinations::new(
+            config.outbound.delivery.clone(),
+            outbound::own_listeners(&config),
+            metrics.clone(),
+        ),
         token_keys: KeyStore::new(&config.token_keys, metrics.clone()),
         handshakes: Semaphore::new(MAX_HANDSHAKES),
         draining: CancellationToken::new(),

@@ -448,7 +448,7 @@ impl Caller {
 /// What the caller is told when the upstream fails.
 pub(crate) fn upstream_failed(error: &UpstreamError, id: &HeaderValue) -> Response<Answered> {
     match error {
-        UpstreamError::Connect(_) | UpstreamError::Tls(_) => {
+        UpstreamError::Connect(_) | UpstreamError::ConnectTimeout(_) | UpstreamError::Tls(_) => {
             own_answer(StatusCode::SERVICE_UNAVAILABLE, "upstream unavailable", id)
         }
         UpstreamError::Bound(_) => {
@@ -486,6 +486,9 @@ fn facts(proxy: &Proxy, stream: &TcpStream, from: SocketAddr) -> io::Result<Fact
         Forward::To(app) => app,
         Forward::OriginalDestination => listener::original_destination(stream)?,
     };
+    if proxy.destinations.is_own(destination) {
+        return Err(io::Error::other("the destination is the proxy itself"));
+    }
     Ok(Facts {
         id: proxy.connections.number(),
         direction: Direction::Inbound,

@@ -24,6 +24,7 @@ use crate::{
     telemetry::{Metrics, upstream::BoundLabels},
 };
 pub(crate) use body::Outgoing;
+pub(crate) use exchange::Again;
 use exchange::exchange;
 use host::{Host, StreamSlot};
 
@@ -94,6 +95,9 @@ pub(crate) enum UpstreamError {
     /// It cannot be reached.
     #[error("cannot connect to the upstream: {0}")]
     Connect(String),
+    /// It did not let itself be reached in time.
+    #[error("cannot connect to the upstream: {0}")]
+    ConnectTimeout(String),
     /// It is not who it must be, or refuses us.
     #[error("no mutual TLS with the upstream: {0}")]
     Tls(String),
@@ -114,11 +118,20 @@ pub(crate) enum UpstreamError {
     Bound(&'static str),
 }
 
+impl UpstreamError {
+    /// There was no connection within `limit`.
+    pub(crate) fn too_late(limit: Duration) -> Self {
+        Self::ConnectTimeout(format!("no connection within {}ms", limit.as_millis()))
+    }
+}
+
 /// The answer's head, and what must be held until its body has ended.
 pub(crate) struct Answer {
     pub(crate) response: Response<Incoming>,
     /// The place of the request on its connection; `None` where the connection counts for itself.
     pub(crate) held: Option<StreamSlot>,
+    /// The request, if it can be sent again without being done twice.
+    pub(crate) again: Option<Again>,
 }
 
 /// A request without an answer.

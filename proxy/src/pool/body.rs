@@ -85,6 +85,11 @@ impl Spare {
         }
     }
 
+    /// Was nothing of it read yet?
+    pub(super) fn is_unread(&self) -> bool {
+        self.0.as_ref().is_none_or(|loan| !loan.lock().is_read)
+    }
+
     /// Waits until nothing has moved for `limit`.
     pub(super) async fn stalled(&self, limit: Duration) {
         let mut due = Instant::now() + limit;

@@ -2,14 +2,14 @@
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
-use http::{Request, request::Parts};
-use hyper::client::conn::TrySendError;
+use http::{Request, Response, request::Parts};
+use hyper::{body::Incoming, client::conn::TrySendError};
 
 use super::{
     Answer, Failed, Outgoing, UpstreamError,
     body::{Broken, Spare},
     form::{for_http1, for_http2},
-    host::{Host, Lease},
+    host::{Host, Lease, StreamSlot},
 };
 
 /// Sends a request on a connection.
@@ -19,19 +19,30 @@ pub(super) async fn exchange(
     request: Request<Outgoing>,
     limit: Duration,
 ) -> Result<Answer, Failed> {
-    let copy = Copy::of(&request);
+    let again = Again::of(&request);
     let sent = on(host, lease, request);
     let done = tokio::select! {
         done = sent => done,
-        () = copy.body.stalled(limit) => Err(Failed { error: UpstreamError::Timeout, again: None }),
+        () = again.body.stalled(limit) => Err(Failed { error: UpstreamError::Timeout, again: None }),
     };
-    done.map_err(|failed| Failed {
-        again: failed.again.or_else(|| copy.again()),
-        error: failed.error,
-    })
+    match done {
+        Ok((response, held)) => Ok(Answer {
+            response,
+            held,
+            again: Some(again),
+        }),
+        Err(failed) => Err(Failed {
+            again: failed.again.or_else(|| again.request()),
+            error: failed.error,
+        }),
+    }
 }
 
-async fn on(host: &Arc<Host>, lease: Lease, request: Request<Outgoing>) -> Result<Answer, Failed> {
+async fn on(
+    host: &Arc<Host>,
+    lease: Lease,
+    request: Request<Outgoing>,
+) -> Result<(Response<Incoming>, Option<StreamSlot>), Failed> {
     let bad = |_| Failed {
         error: UpstreamError::Request,
         again: None,
@@ -45,27 +56,25 @@ async fn on(host: &Arc<Host>, lease: Lease, request: Request<Outgoing>) -> Resul
                 .await
                 .map_err(failed)?;
             host.keep_when_ready(kept);
-            let held = None;
-            Ok(Answer { response, held })
+            Ok((response, None))
         }
         Lease::Http2 { slot, .. } => {
             let request = for_http2(request).map_err(bad)?;
             let mut sender = slot.sender();
             let response = sender.try_send_request(request).await.map_err(failed)?;
-            let held = Some(slot);
-            Ok(Answer { response, held })
+            Ok((response, Some(slot)))
         }
     }
 }
 
 /// What is needed to send a request a second time.
-struct Copy {
+pub(crate) struct Again {
     /// Only requests that may be done twice have one. Spec: RFC 9110 section 9.2.2.
     head: Option<Parts>,
     body: Spare,
 }
 
-impl Copy {
+impl Again {
     fn of(request: &Request<Outgoing>) -> Self {
         let copy = || {
             let (mut head, ()) = Request::new(()).into_parts();
@@ -81,7 +90,13 @@ impl Copy {
         }
     }
 
-    fn again(self) -> Option<Request<Outgoing>> {
+    /// Would there be a request?
+    pub(crate) fn is_possible(&self) -> bool {
+        self.head.is_some() && self.body.is_unread()
+    }
+
+    /// The request once more; who reads its body until now gets no more of it.
+    pub(crate) fn request(self) -> Option<Request<Outgoing>> {
         let head = self.head?;
         Some(Request::from_parts(head, self.body.again()?))
     }

@@ -308,10 +308,7 @@ impl Opening {
     ) -> Result<Lease, UpstreamError> {
         let opened = timeout(limit, async { self.handshake(connect().await?).await })
             .await
-            .unwrap_or_else(|_| {
-                let text = format!("no connection within {}ms", limit.as_millis());
-                Err(UpstreamError::Connect(text))
-            });
+            .unwrap_or_else(|_| Err(UpstreamError::too_late(limit)));
         if let Err(error) = &opened {
             let mut state = lock(&self.host.state);
             state.failures = (state.failures.0 + 1, Some(error.clone()));

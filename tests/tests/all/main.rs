@@ -13,6 +13,7 @@ mod faults;
 mod federation;
 mod inbound;
 mod live;
+mod outbound;
 mod readme;
 mod registry;
 mod road;

@@ -132,6 +132,8 @@ pub(crate) struct Answer {
     pub(crate) held: Option<StreamSlot>,
     /// The request, if it can be sent again without being done twice.
     pub(crate) again: Option<Again>,
+    /// How long it took, without the time for a connection.
+    pub(crate) took: Duration,
 }
 
 /// A request without an answer.

@@ -13,7 +13,7 @@ use super::{
     Wanted,
     connect::connect,
     count, decided_nowhere,
-    destination::Destination,
+    destination::{Destination, Endpoint, InFlight},
     permitted::{Missing, Seen},
     retry::{self, Failure},
 };
@@ -47,7 +47,8 @@ struct Opened {
     connected: Connected,
     destination: Arc<Destination>,
     record: Record,
-    place: OwnedSemaphorePermit,
+    /// Its place among the connections at once, and on its endpoint.
+    held: (OwnedSemaphorePermit, InFlight),
 }
 
 /// Connects to one endpoint after the other, within the budget of retries.
@@ -59,16 +60,9 @@ async fn open(
 ) -> Result<Opened, Box<Record>> {
     let nowhere = |problem| Box::new(decided_nowhere(proxy, set, facts, wanted, problem, None).1);
     let destination = wanted.destination(proxy, set).map_err(nowhere)?;
-    let failed = |mut record: Record, error: &UpstreamError| {
-        count(proxy, "upstream");
-        record.reason = Some(error.to_string());
-        Box::new(record)
-    };
     let Some(place) = destination.connect() else {
-        return Err(failed(
-            Record::of(facts),
-            &UpstreamError::Bound("connections"),
-        ));
+        let error = UpstreamError::Bound("connections");
+        return Err(failed(proxy, Record::of(facts), &error));
     };
     destination.asked();
     let endpoints = destination.endpoints().await;
@@ -78,43 +72,63 @@ async fn open(
         let (endpoint, facts, record) = chosen.map_err(|missing| match missing {
             Missing::Address => {
                 let error = UpstreamError::Connect(destination.no_address());
-                failed(Record::of(facts), &error)
+                failed(proxy, Record::of(facts), &error)
             }
             Missing::Denied(record) => {
                 count(proxy, "policy");
                 record
             }
         })?;
-        let limit = destination.settings().connect_timeout;
-        let began = Instant::now();
-        let connecting = connect(proxy, &facts, &destination, &endpoint, Offer::Tcp);
-        let connected = timeout(limit, connecting)
-            .await
-            .unwrap_or_else(|_| Err(UpstreamError::too_late(limit)));
-        let error = match connected {
+        let in_flight = endpoint.begin();
+        let error = match once(proxy, &facts, &destination, &endpoints, &endpoint).await {
             Ok(connected) => {
-                destination.succeeded(&endpoint, began.elapsed());
                 return Ok(Opened {
                     connected,
-                    destination,
                     record,
-                    place,
+                    held: (place, in_flight),
+                    destination,
                 });
             }
             Err(error) => error,
         };
-        destination.failed(&endpoints, &endpoint, began.elapsed());
         let others = seen.leaves_others(&endpoints);
         let attempts = destination.settings().retries.attempts;
         let again = Failure::of(&error).filter(|failure| {
             retry::makes_sense(*failure, tries, attempts, others) && destination.may_retry(*failure)
         });
         if again.is_none() {
-            return Err(failed(record, &error));
+            return Err(failed(proxy, record, &error));
         }
         tokio::time::sleep(destination.pause(tries, others)).await;
         tries += 1;
     }
+}
+
+/// One try, and what is learnt from it.
+async fn once(
+    proxy: &Arc<Proxy>,
+    facts: &Facts,
+    destination: &Destination,
+    endpoints: &[Arc<Endpoint>],
+    endpoint: &Endpoint,
+) -> Result<Connected, UpstreamError> {
+    let limit = destination.settings().connect_timeout;
+    let began = Instant::now();
+    let connecting = connect(proxy, facts, destination, endpoint, Offer::Tcp);
+    let connected = timeout(limit, connecting)
+        .await
+        .unwrap_or_else(|_| Err(UpstreamError::too_late(limit)));
+    match &connected {
+        Ok(_) => destination.succeeded(endpoint, began.elapsed()),
+        Err(_) => destination.failed(endpoints, endpoint, began.elapsed()),
+    }
+    connected
+}
+
+fn failed(proxy: &Proxy, mut record: Record, error: &UpstreamError) -> Box<Record> {
+    count(proxy, "upstream");
+    record.reason = Some(error.to_string());
+    Box::new(record)
 }
 
 impl Opened {
@@ -123,7 +137,7 @@ impl Opened {
             connected,
             destination,
             mut record,
-            place,
+            held,
         } = self;
         let Connected {
             stream: mut upstream,
@@ -149,7 +163,7 @@ impl Opened {
             () = must_end => record.reason = Some("the connection may not go on".into()),
         }
         (record.bytes_sent, record.bytes_received) = passed.both();
-        drop(place);
+        drop(held);
         record
     }
 }

@@ -295,7 +295,7 @@ impl Delivery<'_> {
                 let status = answer.response.status();
                 match retry::is_gateway_failure(status) {
                     true => destination.failed(endpoints, endpoint, began.elapsed()),
-                    false => destination.succeeded(endpoint, began.elapsed()),
+                    false => destination.succeeded(endpoint, answer.took),
                 }
                 let again = answer.again.take().filter(Again::is_possible);
                 let again = again.zip(Failure::of_status(status));

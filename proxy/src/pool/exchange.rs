@@ -1,6 +1,10 @@
 //! One request and the head of its answer, on one connection.
 
-use std::{error::Error as _, sync::Arc, time::Duration};
+use std::{
+    error::Error as _,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use http::{Request, Response, request::Parts};
 use hyper::{body::Incoming, client::conn::TrySendError};
@@ -19,7 +23,7 @@ pub(super) async fn exchange(
     request: Request<Outgoing>,
     limit: Duration,
 ) -> Result<Answer, Failed> {
-    let again = Again::of(&request);
+    let (again, began) = (Again::of(&request), Instant::now());
     let sent = on(host, lease, request);
     let done = tokio::select! {
         done = sent => done,
@@ -30,6 +34,7 @@ pub(super) async fn exchange(
             response,
             held,
             again: Some(again),
+            took: began.elapsed(),
         }),
         Err(failed) => Err(Failed {
             again: failed.again.or_else(|| again.request()),

@@ -71,12 +71,15 @@ pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: Socke
         }
     };
     let destination = wanted.destination(&proxy, &set).ok();
+    // Neither an old key nor old policies live as long as this connection.
+    let own = identity.id().clone();
+    drop((identity, set));
     let facts = Facts {
         server_name: None,
         id: proxy.connections.number(),
         direction: Direction::Outbound,
         source: from,
-        source_identity: Some(identity.id().clone()),
+        source_identity: Some(own),
         destination: wanted.address(),
         destination_identity: destination.as_ref().map(|known| known.identity.clone()),
         workload: destination.map(|known| known.workload.clone()),
@@ -89,7 +92,7 @@ pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: Socke
     match spoken {
         Spoken::Http1 => requests::serve_app(&proxy, stream, facts, wanted, false).await,
         Spoken::Http2 => requests::serve_app(&proxy, stream, facts, wanted, true).await,
-        Spoken::Other => opaque::carry(&proxy, &set, stream, facts, wanted).await,
+        Spoken::Other => opaque::carry(&proxy, stream, facts, wanted).await,
     }
 }
 
@@ -234,4 +237,5 @@ fn count(proxy: &Proxy, reason: &'static str) {
         .inc();
 }
 
+const NOT_READY: &str = "the proxy has no identity or no policies";
 const NO_IDENTITY: &str = "the destination is no Workload, so it has no identity";

@@ -11,7 +11,11 @@ mod exchange;
 mod form;
 mod host;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use dashmap::DashMap;
 use http::{Request, Response};
@@ -69,7 +73,7 @@ pub(crate) struct Connected {
     /// Speaks HTTP/2.
     pub(crate) http2: bool,
     /// From when on no new request may begin on it.
-    pub(crate) retire_at: Option<std::time::Instant>,
+    pub(crate) retire_at: Option<Instant>,
     /// What watches it, if its peer has an identity.
     pub(crate) watched: Option<Watched>,
 }
@@ -193,6 +197,7 @@ impl Pool {
         connect: impl Fn() -> F,
     ) -> Result<Answer, Failed> {
         let host = self.host(upstream);
+        let began = Instant::now();
         let mut left = DEAD_CONNECTIONS;
         loop {
             let lease = match host.checkout(limits, &connect).await {
@@ -204,7 +209,9 @@ impl Pool {
                 }
             };
             let kept = lease.kept();
-            match (exchange(&host, lease, request, limits.answer).await, kept) {
+            // Whoever has waited for a connection has less time left for the answer.
+            let patience = limits.answer.saturating_sub(began.elapsed());
+            match (exchange(&host, lease, request, patience).await, kept) {
                 // It died while it waited: once more, on another.
                 (
                     Err(Failed {

@@ -102,6 +102,8 @@ class Connection:
         if path == "/slow":
             time.sleep(60)
             return False
+        if path.startswith("/wait/"):
+            time.sleep(float(path.split("/")[2]))
         if path == "/cut":  # with a length
             self.answer(200, b"begin", length=100000)
             raise Reset
@@ -189,7 +191,8 @@ def one(raw, context, number, kind):
 def main():
     address, port, certificate, key, bundle = sys.argv[1:6]
     kind = sys.argv[6] if len(sys.argv) > 6 else "http1"
-    listener = socket.create_server((address, int(port)), backlog=1024)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, int(port)), family=family, backlog=1024)
     tell("listening")
     number = 0
     while True:

@@ -17,6 +17,7 @@ import time
 import h2.config
 import h2.connection
 import h2.events
+import h2.exceptions
 
 PRINTING = threading.Lock()
 
@@ -27,9 +28,11 @@ def tell(event, **facts):
 
 
 class Connection:
+    """One thread reads and writes: two must not use one TLS stream at a time."""
+
     def __init__(self, stream, number):
         self.stream, self.number = stream, number
-        self.lock = threading.Lock()
+        self.waiting = []  # (when, stream), of answers
         self.http = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
 
     def flush(self):
@@ -37,41 +40,52 @@ class Connection:
         if data:
             self.stream.sendall(data)
 
-    def answer(self, stream, after):
-        time.sleep(after)
-        with self.lock:
-            try:
-                self.http.send_headers(stream, [(":status", "200")])
-                self.http.send_data(stream, b"hello\n", end_stream=True)
-                self.flush()
-            except Exception as error:
-                tell("late", error=type(error).__name__)
+    def answer(self, stream):
+        try:
+            self.http.send_headers(stream, [(":status", "200")])
+            self.http.send_data(stream, b"hello\n", end_stream=True)
+        except h2.exceptions.ProtocolError as error:
+            tell("late", error=type(error).__name__)
+
+    def answer_due(self):
+        now = time.monotonic()
+        due = [stream for when, stream in self.waiting if when <= now]
+        self.waiting = [one for one in self.waiting if one[0] > now]
+        for stream in due:
+            self.answer(stream)
+        self.flush()
 
     def serve(self):
-        with self.lock:
-            self.http.initiate_connection()
-            self.flush()
-        while data := self.stream.recv(65536):
-            with self.lock:
-                events = self.http.receive_data(data)
-                self.flush()
-            for event in events:
-                if isinstance(event, h2.events.RequestReceived) and self.request(event):
-                    time.sleep(600)
+        self.http.initiate_connection()
+        self.flush()
+        self.stream.settimeout(0.02)
+        while True:
+            try:
+                data = self.stream.recv(65536)
+                if not data:
+                    return
+            except TimeoutError:
+                self.answer_due()
+                continue
+            for event in self.http.receive_data(data):
+                if isinstance(event, h2.events.RequestReceived):
+                    self.request(event)
+            self.answer_due()
 
     def request(self, event):
         fields = {bytes(name).decode(): bytes(value).decode() for name, value in event.headers}
         path = fields[":path"]
         tell("request", path=path, method=fields[":method"], connection=self.number)
-        after = float(path.split("/")[2]) if path.startswith("/wait/") else 0
-        arguments = (event.stream_id, after)
-        threading.Thread(target=self.answer, args=arguments, daemon=True).start()
+        if path.startswith("/wait/"):
+            after = float(path.split("?")[0].split("/")[2])
+            self.waiting.append((time.monotonic() + after, event.stream_id))
+            return
+        self.answer(event.stream_id)
         if path == "/goaway":
-            time.sleep(0.2)
-            with self.lock:
-                self.http.close_connection()
-                self.flush()
-        return path == "/deaf"
+            self.http.close_connection()
+        self.flush()
+        if path == "/deaf":
+            time.sleep(600)
 
 
 def one(raw, context, number):

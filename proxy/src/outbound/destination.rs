@@ -132,8 +132,9 @@ impl Destinations {
             self.known.retain(|_, known| Arc::strong_count(known) > 1);
         }
         let new = Arc::new(Destination::new(workload, place, self.shared.clone()));
-        if self.known.len() < MAX_DESTINATIONS {
-            self.known.insert(key, new.clone());
+        match self.known.len() < MAX_DESTINATIONS {
+            true => drop(self.known.insert(key, new.clone())),
+            false => new.count_bound("destinations"),
         }
         new
     }

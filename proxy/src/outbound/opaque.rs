@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Instant};
 
-use postern_policies::PolicySet;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::OwnedSemaphorePermit,
@@ -10,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    Wanted,
+    NOT_READY, Wanted,
     connect::connect,
     count, decided_nowhere,
     destination::{Destination, Endpoint, InFlight},
@@ -29,13 +28,12 @@ use crate::{
 /// Carries the app's connection until it ends.
 pub(super) async fn carry<S: AsyncRead + AsyncWrite + Unpin + Send>(
     proxy: &Arc<Proxy>,
-    set: &PolicySet,
     stream: S,
     facts: Facts,
     wanted: Wanted,
 ) {
     let began = Instant::now();
-    let record = match open(proxy, set, &facts, &wanted).await {
+    let record = match open(proxy, &facts, &wanted).await {
         Ok(opened) => opened.copy(stream).await,
         Err(record) => *record,
     };
@@ -52,12 +50,13 @@ struct Opened {
 }
 
 /// Connects to one endpoint after the other, within the budget of retries.
-async fn open(
-    proxy: &Arc<Proxy>,
-    set: &PolicySet,
-    facts: &Facts,
-    wanted: &Wanted,
-) -> Result<Opened, Box<Record>> {
+async fn open(proxy: &Arc<Proxy>, facts: &Facts, wanted: &Wanted) -> Result<Opened, Box<Record>> {
+    let Some((_, set)) = proxy.ready() else {
+        count(proxy, "not_ready");
+        let record = Record::of(facts);
+        return Err(Box::new(record.refused("peerAuthentication", NOT_READY)));
+    };
+    let set = &*set;
     let nowhere = |problem| Box::new(decided_nowhere(proxy, set, facts, wanted, problem, None).1);
     let destination = wanted.destination(proxy, set).map_err(nowhere)?;
     let Some(place) = destination.connect() else {

@@ -15,7 +15,7 @@ use postern_policies::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    Wanted,
+    NOT_READY, Wanted,
     connect::connect,
     count, deadline, decided_nowhere,
     destination::{Destination, Endpoint},
@@ -76,14 +76,15 @@ struct Refusal {
 impl App {
     async fn request(&self, request: Request<Incoming>) -> Response<Answered> {
         let began = Instant::now();
-        let record = Record::of(&self.facts).of_request(request.method(), request.uri().path());
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let record = || Record::of(&self.facts).of_request(&method, uri.path());
 
         // One spelling, before anything is judged.
         let clean = match clean(request, self.proxy.config.paths) {
             Ok(clean) => clean,
             Err((malformed, id)) => {
                 count(&self.proxy, "malformed");
-                let record = record.refused("request", malformed.to_string());
+                let record = record().refused("request", malformed.to_string());
                 return self.finish(refuse_malformed(malformed, &id), record, &id, began);
             }
         };
@@ -92,7 +93,7 @@ impl App {
         let Some((identity, set)) = self.proxy.ready() else {
             count(&self.proxy, "not_ready");
             let answer = own_answer(StatusCode::SERVICE_UNAVAILABLE, "not ready", &id);
-            let record = record.refused("peerAuthentication", "the proxy has no identity");
+            let record = record().refused("peerAuthentication", NOT_READY);
             return self.finish(answer, record, &id, began);
         };
         let mut facts = self.facts.clone();
@@ -118,7 +119,7 @@ impl App {
         };
         match answered {
             Ok((response, record)) => self.finish(response, record, &id, began),
-            Err(Refusal { answer, record }) => self.finish(answer, record, &id, began),
+            Err(refusal) => self.finish(refusal.answer, refusal.record, &id, began),
         }
     }
 
@@ -136,7 +137,13 @@ impl App {
     }
 
     /// The answer where there is no destination. Whether that would be allowed is told as well.
-    fn nowhere(&self, set: &PolicySet, facts: &Facts, clean: &Clean, problem: String) -> Refusal {
+    fn nowhere(
+        &self,
+        set: &PolicySet,
+        facts: &Facts,
+        clean: &Clean,
+        problem: String,
+    ) -> Box<Refusal> {
         let fields = headers::Fields(clean.request.headers());
         let asked = HttpRequest {
             method: clean.request.method().as_str(),
@@ -154,7 +161,7 @@ impl App {
             }
         };
         let record = record.of_request(clean.request.method(), clean.path());
-        Refusal { answer, record }
+        Box::new(Refusal { answer, record })
     }
 
     fn finish(
@@ -195,12 +202,12 @@ struct Delivery<'a> {
 /// What came of one try.
 enum Tried {
     Answered(Box<Answer>),
-    Again(Request<Outgoing>),
+    Again(Box<Request<Outgoing>>),
     Failed(UpstreamError),
 }
 
 impl Delivery<'_> {
-    async fn run(mut self, clean: Clean) -> Result<(Response<Answered>, Record), Refusal> {
+    async fn run(mut self, clean: Clean) -> Result<(Response<Answered>, Record), Box<Refusal>> {
         let destination = self.destination.clone();
         let mut request = clean.request.map(Outgoing::from);
         let Some(place) = destination.enter() else {
@@ -229,7 +236,7 @@ impl Delivery<'_> {
                     return Ok((answer.response.map(body), record));
                 }
                 Tried::Failed(error) => return Err(self.failed(&error, record)),
-                Tried::Again(again) => request = again,
+                Tried::Again(again) => request = *again,
             }
             drop(in_flight);
             let others = self.seen.leaves_others(&endpoints);
@@ -243,7 +250,7 @@ impl Delivery<'_> {
         &mut self,
         endpoints: &[Arc<Endpoint>],
         request: &Request<Outgoing>,
-    ) -> Result<(Arc<Endpoint>, Facts, Record), Refusal> {
+    ) -> Result<(Arc<Endpoint>, Facts, Record), Box<Refusal>> {
         let fields = headers::Fields(request.headers());
         let (method, path) = (request.method(), request.uri().path());
         let asked = HttpRequest {
@@ -262,7 +269,7 @@ impl Delivery<'_> {
                 count(&self.app.proxy, "policy");
                 let answer = own_answer(StatusCode::FORBIDDEN, DENIED, self.id);
                 let record = record.of_request(method, path);
-                Err(Refusal { answer, record })
+                Err(Box::new(Refusal { answer, record }))
             }
             Err(Missing::Address) => {
                 let error = UpstreamError::Connect(self.destination.no_address());
@@ -301,7 +308,7 @@ impl Delivery<'_> {
                 let again = again.zip(Failure::of_status(status));
                 let again = again.filter(|(_, failure)| self.may_retry(*failure, others));
                 match again.and_then(|(again, _)| again.request()) {
-                    Some(request) => Tried::Again(request),
+                    Some(request) => Tried::Again(Box::new(request)),
                     None => Tried::Answered(Box::new(answer)),
                 }
             }
@@ -315,7 +322,7 @@ impl Delivery<'_> {
                 }
                 let again = again.zip(failure);
                 match again.filter(|(_, failure)| self.may_retry(*failure, others)) {
-                    Some((request, _)) => Tried::Again(request),
+                    Some((request, _)) => Tried::Again(Box::new(request)),
                     None => Tried::Failed(error),
                 }
             }
@@ -331,7 +338,7 @@ impl Delivery<'_> {
             && self.destination.may_retry(failure)
     }
 
-    fn failed(&self, error: &UpstreamError, mut record: Record) -> Refusal {
+    fn failed(&self, error: &UpstreamError, mut record: Record) -> Box<Refusal> {
         let proxy = &self.app.proxy;
         count(proxy, "upstream");
         let reason = error.to_string();
@@ -342,6 +349,6 @@ impl Delivery<'_> {
             answer.headers_mut().insert(REASON, reason);
         }
         record.reason = Some(reason);
-        Refusal { answer, record }
+        Box::new(Refusal { answer, record })
     }
 }

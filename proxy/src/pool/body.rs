@@ -132,12 +132,10 @@ impl<B> Loan<B> {
     }
 }
 
+type Polled<B> = Poll<Option<Result<Frame<<B as Body>::Data>, Broken<<B as Body>::Error>>>>;
+
 impl<B: Body + Unpin> Loan<B> {
-    fn poll_frame(
-        &self,
-        turn: u32,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, Broken<B::Error>>>> {
+    fn poll_frame(&self, turn: u32, context: &mut Context<'_>) -> Polled<B> {
         let mut state = self.lock();
         if state.turn != turn {
             return Poll::Ready(Some(Err(Broken::TakenBack)));

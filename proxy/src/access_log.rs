@@ -118,6 +118,13 @@ impl Record {
         }
     }
 
+    /// A line about a request.
+    pub(crate) fn of_request(mut self, method: &http::Method, path: &str) -> Self {
+        self.method = Some(method.as_str().to_owned());
+        self.path = Some(path.to_owned());
+        self
+    }
+
     /// What was decided, and why.
     pub(crate) fn decided(
         mut self,

@@ -16,10 +16,10 @@ use crate::{
     access_log::AccessLog,
     config::{Config, Forward},
     connections::Connections,
-    http::pool::Pool,
     inbound, listener,
-    outbound::{self, Way},
+    outbound::{self, Destinations, Way},
     policy_source::{self, CurrentPolicies},
+    pool::Pool,
     probe::{self, Probe},
     telemetry::{self, DirectionLabel, Metrics, Readiness},
     tls::{self, Current, Identity},
@@ -34,6 +34,7 @@ pub(crate) struct Proxy {
     pub(crate) access_log: AccessLog,
     pub(crate) connections: Arc<Connections>,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) destinations: Destinations,
     /// The keys that sign tokens.
     pub(crate) token_keys: KeyStore,
     /// Those who have not proven who they are.
@@ -125,7 +126,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let reload = Arc::new(Notify::new());
     let proxy = Arc::new(Proxy {
         connections: Arc::new(Connections::new(metrics.clone())),
-        pool: Arc::default(),
+        pool: Arc::new(Pool::new(metrics.clone())),
+        destinations: Destinations::new(
+            config.outbound.delivery.clone(),
+            outbound::own_listeners(&config),
+            metrics.clone(),
+        ),
         token_keys: KeyStore::new(&config.token_keys, metrics.clone()),
         unproven: Arc::new(Unproven::new(MAX_UNPROVEN)),
         probe: Probe::new(&config),
@@ -179,6 +185,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         metrics,
     ));
     tokio::spawn(recheck(proxy.clone()));
+    tokio::spawn(proxy.pool.clone().tend());
     tokio::spawn(tokens::follow(proxy.clone()));
     tokio::spawn(announce(proxy.clone()));
     tokio::spawn(listeners.probe(&proxy)?);

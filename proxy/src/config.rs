@@ -1,5 +1,7 @@
 //! `proxy.yaml`: what was written, and what it means.
 
+pub mod delivery;
+
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -148,6 +150,8 @@ pub struct Outbound {
     pub listen: Option<SocketAddr>,
     /// Explicit ways to one Workload each.
     pub listeners: Vec<Listener>,
+    /// How traffic is delivered.
+    pub delivery: delivery::Delivery,
 }
 
 /// An explicit way to one Workload.
@@ -516,7 +520,9 @@ fn outbound(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Outbound> {
     let Some(node) = all.get("outbound") else {
         return Some(Outbound::default());
     };
-    let section = Fields::of(node, "outbound", &["listen", "listeners"], problems)?;
+    let known: Vec<&str> = [&["listen", "listeners"], &delivery::KEYS[..]].concat();
+    let section = Fields::of(node, "outbound", &known, problems)?;
+    let delivery = delivery::delivery(&section, problems);
     let listen = match section.get("listen") {
         Some(node) => Some(fields::socket_address(node, "outbound.listen", problems)?),
         None => None,
@@ -542,6 +548,7 @@ fn outbound(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Outbound> {
     Some(Outbound {
         listen,
         listeners: listeners.into_iter().collect::<Option<_>>()?,
+        delivery: delivery?,
     })
 }
 

@@ -32,11 +32,12 @@ use crate::{
     http::{
         body::Answered,
         headers::{self, FORWARDED_CLIENT_CERT, REASON, REQUEST_ID},
-        pool::{Connected, Upstream, UpstreamError},
         serve::{Clean, clean, own_answer, refuse_malformed, serve},
         upgrade,
     },
-    listener, relay,
+    listener,
+    pool::{Connected, Limits, Outgoing, Upstream, UpstreamError},
+    relay,
     telemetry::{AnswerLabels, RefusalLabels},
     tls::{Identity, Offer},
     tokens::{Verified, of_request, tell_app},
@@ -463,7 +464,7 @@ impl Caller {
         let accepted = token.as_ref().zip(accepted);
         tell_app(&mut clean.request, &rules, accepted);
         match self.forward(clean).await {
-            Ok(response) => self.finish(response.map(Answered::upstream), record, &id, began),
+            Ok(response) => self.finish(response, record, &id, began),
             Err(error) => {
                 let mut record = record;
                 // Whose fault is it that the body broke off?
@@ -509,7 +510,7 @@ impl Caller {
             .collect()
     }
 
-    async fn forward(&self, clean: Clean) -> Result<Response<Incoming>, UpstreamError> {
+    async fn forward(&self, clean: Clean) -> Result<Response<Answered>, UpstreamError> {
         let Clean {
             mut request,
             websocket,
@@ -527,7 +528,8 @@ impl Caller {
         let http2 = is_grpc || self.proxy.config.inbound.protocol == Protocol::Http2;
         let address = self.facts.destination;
         if let Some(tunnels) = websocket.filter(|_| self.proxy.config.inbound.websocket) {
-            return upgrade::websocket(request, address, &tunnels).await;
+            let answer = upgrade::websocket(request, address, &tunnels).await?;
+            return Ok(answer.map(Answered::upstream));
         }
         let upstream = Upstream::App { address, http2 };
         let connect = || async move {
@@ -542,7 +544,12 @@ impl Caller {
                 watched: None,
             })
         };
-        let mut response = self.proxy.pool.send(&upstream, request, connect).await?;
+        let request = request.map(Outgoing::from);
+        let pool = &self.proxy.pool;
+        let answer = pool.send(&upstream, request, &APP_LIMITS, connect).await;
+        let answer = answer.map_err(|failed| failed.error)?;
+        let body = |body| Answered::upstream(body).holding(answer.held);
+        let mut response = answer.response.map(body);
         headers::strip_hop_by_hop(response.headers_mut());
         Ok(response)
     }
@@ -583,14 +590,19 @@ impl Caller {
 /// What the caller is told when the upstream fails.
 pub(crate) fn upstream_failed(error: &UpstreamError, id: &HeaderValue) -> Response<Answered> {
     match error {
-        UpstreamError::Connect(_) | UpstreamError::Tls(_) => {
+        UpstreamError::Connect(_) | UpstreamError::ConnectTimeout(_) | UpstreamError::Tls(_) => {
             own_answer(StatusCode::SERVICE_UNAVAILABLE, "upstream unavailable", id)
+        }
+        UpstreamError::Bound(_) => {
+            own_answer(StatusCode::SERVICE_UNAVAILABLE, "upstream overloaded", id)
         }
         UpstreamError::Timeout => own_answer(StatusCode::GATEWAY_TIMEOUT, "upstream timeout", id),
         UpstreamError::Answer(_) | UpstreamError::Ambiguous(_) => {
             own_answer(StatusCode::BAD_GATEWAY, "bad gateway", id)
         }
-        UpstreamError::Request => own_answer(StatusCode::BAD_REQUEST, "bad request", id),
+        UpstreamError::Request | UpstreamError::Caller(_) => {
+            own_answer(StatusCode::BAD_REQUEST, "bad request", id)
+        }
     }
 }
 
@@ -638,6 +650,9 @@ fn facts(proxy: &Proxy, wanted: Wanted, from: SocketAddr) -> io::Result<Facts> {
             original
         }
     };
+    if proxy.destinations.is_own(destination) {
+        return Err(io::Error::other("the destination is the proxy itself"));
+    }
     Ok(Facts {
         id: proxy.connections.number(),
         direction: Direction::Inbound,
@@ -743,3 +758,12 @@ const PERMISSIVE_PATIENCE: Duration = Duration::from_secs(1);
 
 const HTTP_PATIENCE: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The app may be given as many connections as callers may have opened to us.
+const APP_LIMITS: Limits = Limits {
+    connect: CONNECT_TIMEOUT,
+    answer: Duration::from_secs(60),
+    connections: listener::MAX_CONNECTIONS,
+    shared: 16,
+    pending: 1024,
+};

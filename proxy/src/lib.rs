@@ -3,7 +3,7 @@
 //! `inbound` and `outbound` are the two roads; reading them top to bottom is reading the design.
 //! What they share: `tls` (who we are, whom we trust), `unproven` (callers who have not proven themselves), `policy_source` (what is allowed), `tokens` (what a request's token says),
 //! `connections` (what is open, and whether it still may be), `http` (what a request may look
-//! like), and the telling of it (`access_log`, `telemetry`).
+//! like), `pool` (connections to upstreams), and the telling of it (`access_log`, `telemetry`).
 
 #![forbid(unsafe_code)]
 
@@ -34,6 +34,8 @@ mod tokens;
 mod connections;
 
 mod http;
+
+mod pool;
 
 mod relay;
 

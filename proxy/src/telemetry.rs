@@ -1,5 +1,7 @@
 //! Logs, metrics and health.
 
+pub mod upstream;
+
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::AtomicI64},
@@ -96,6 +98,8 @@ pub struct Metrics {
     expires: Gauge<i64, AtomicI64>,
     /// Lines of the access log that were dropped.
     pub log_lines_dropped: Counter,
+    /// On the way to upstreams.
+    pub upstream: upstream::UpstreamMetrics,
 }
 
 impl Metrics {
@@ -114,8 +118,10 @@ impl Metrics {
             identity_errors: Counter::default(),
             expires: Gauge::default(),
             log_lines_dropped: Counter::default(),
+            upstream: upstream::UpstreamMetrics::default(),
         };
         let all = &mut metrics.registry;
+        metrics.upstream = upstream::UpstreamMetrics::register(all);
         all.register(
             "connections_accepted",
             "Connections accepted",

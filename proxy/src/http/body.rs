@@ -2,6 +2,7 @@
 //! watched for callers that do not take it.
 
 use std::{
+    any::Any,
     collections::HashMap,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -60,6 +61,7 @@ pub(crate) struct Answered {
     kind: Kind,
     line: Option<(AccessLog, Record, Instant)>,
     untaken: Option<Place>,
+    held: Option<Box<dyn Any + Send>>,
 }
 
 #[derive(Debug)]
@@ -75,6 +77,7 @@ impl Answered {
             kind: Kind::Own(Full::new(text.into())),
             line: None,
             untaken: None,
+            held: None,
         }
     }
 
@@ -84,7 +87,14 @@ impl Answered {
             kind: Kind::Upstream(body),
             line: None,
             untaken: None,
+            held: None,
         }
+    }
+
+    /// Holds something until the body has ended, such as a place on a connection.
+    pub(crate) fn holding(mut self, held: impl Any + Send) -> Self {
+        self.held = Some(Box::new(held));
+        self
     }
 
     /// Writes this line when the body ends.

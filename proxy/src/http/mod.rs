@@ -6,6 +6,5 @@ pub(crate) mod framing;
 pub(crate) mod guard;
 pub(crate) mod head;
 pub(crate) mod headers;
-pub(crate) mod pool;
 pub(crate) mod serve;
 pub(crate) mod upgrade;

@@ -24,9 +24,9 @@ use super::{
     guard::{Guarded, Patience, Wire},
     head::{self, MAX_HEAD_BYTES},
     headers,
-    pool::{CONNECTION_WINDOW, MAX_HEADER_LIST_BYTES, MAX_HEADERS, STREAM_WINDOW},
     upgrade::{Tunnels, offers_websocket},
 };
+use crate::pool::{CONNECTION_WINDOW, MAX_HEADER_LIST_BYTES, MAX_HEADERS, STREAM_WINDOW};
 
 /// Why a connection did not end well.
 #[derive(Debug, thiserror::Error)]

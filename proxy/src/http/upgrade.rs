@@ -23,9 +23,8 @@ use super::{
     body::Asked,
     head::{MAX_FIELDS, MAX_HEAD_BYTES},
     headers,
-    pool::UpstreamError,
 };
-use crate::relay;
+use crate::{pool::UpstreamError, relay};
 
 /// The tunnels of a connection. They end when the connection's task drops this.
 #[derive(Debug, Clone, Default)]
@@ -96,14 +95,14 @@ pub(crate) async fn websocket(
         .max_buf_size(MAX_HEAD_BYTES)
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(UpstreamError::Answer)?;
+        .map_err(|error| UpstreamError::Answer(error.to_string()))?;
     tunnels.spawn(async move {
         let _ = connection.with_upgrades().await;
     });
     let mut response = timeout(ANSWER_TIMEOUT, sender.send_request(request))
         .await
         .map_err(|_| UpstreamError::Timeout)?
-        .map_err(UpstreamError::Answer)?;
+        .map_err(|error| UpstreamError::Answer(error.to_string()))?;
     lengths(response.version(), response.headers())?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         headers::strip_hop_by_hop(response.headers_mut());

@@ -17,6 +17,7 @@ mod http2;
 mod inbound;
 mod live;
 mod netns;
+mod outbound;
 mod readme;
 mod registry;
 mod road;

@@ -1,0 +1,80 @@
+//! Mutual TLS with the endpoint of a Workload, and nobody else.
+
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use postern_spiffe::PeerRole;
+use rustls_pki_types::CertificateDer;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::destination::{Destination, Endpoint};
+use crate::{
+    app::Proxy,
+    connections::Facts,
+    pool::{Connected, UpstreamError},
+    tls::Offer,
+};
+
+/// Connects to the very address that was checked, and proves that exactly the destination's
+/// identity is there. Not a byte of a request is sent before.
+///
+/// # Errors
+/// [`UpstreamError::Connect`] and [`UpstreamError::Tls`].
+pub(crate) async fn connect(
+    proxy: &Arc<Proxy>,
+    facts: &Facts,
+    destination: &Destination,
+    endpoint: &Endpoint,
+    offer: Offer,
+) -> Result<Connected, UpstreamError> {
+    let refused = |reason: String| UpstreamError::Tls(reason);
+    let (identity, _) = proxy
+        .ready()
+        .ok_or_else(|| refused("we have no identity".into()))?;
+    let mut config = identity
+        .client(destination.identity.clone(), offer)
+        .map_err(|error| refused(error.to_string()))?;
+    // The name is a hint for whoever routes by it: the identity is what is checked.
+    let (name, is_said) = destination.server_name(endpoint);
+    config.enable_sni = is_said;
+    let stream = TcpStream::connect(endpoint.address)
+        .await
+        .map_err(|error| UpstreamError::Connect(error.to_string()))?;
+    let _ = stream.set_nodelay(true);
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .map_err(|error| refused(error.to_string()))?;
+    let session = stream.get_ref().1;
+    let http2 = session.alpn_protocol() == Some(b"h2");
+    let chain: Vec<CertificateDer<'static>> = session
+        .peer_certificates()
+        .unwrap_or_default()
+        .iter()
+        .map(|certificate| certificate.clone().into_owned())
+        .collect();
+    let peer = identity
+        .trust()
+        .verify(&chain, PeerRole::Server)
+        .map_err(|error| refused(error.to_string()))?;
+    // Well before its certificate ends a connection takes no new requests, so that none is cut.
+    let left = peer
+        .svid()
+        .not_after()
+        .duration_since(SystemTime::now())
+        .unwrap_or_default();
+    let facts = Facts {
+        id: proxy.connections.number(),
+        ..facts.clone()
+    }
+    .verified(&peer, chain);
+    Ok(Connected {
+        stream: Box::new(stream),
+        http2,
+        retire_at: Some(Instant::now() + left / 2),
+        watched: Some(proxy.connections.watch(facts)),
+    })
+}

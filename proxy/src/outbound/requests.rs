@@ -1,0 +1,354 @@
+//! HTTP on the road out: every request is asked, goes to one endpoint, and on failure to the next
+//! if it can be repeated.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use postern_policies::{
+    PolicySet,
+    decide::{HttpRequest, Verdict},
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{
+    NOT_READY, Wanted,
+    connect::connect,
+    count, deadline, decided_nowhere,
+    destination::{Destination, Endpoint},
+    permitted::{Missing, Seen},
+    retry::{self, Failure},
+};
+use crate::{
+    access_log::Record,
+    app::Proxy,
+    connections::Facts,
+    http::{
+        body::Answered,
+        headers::{self, REASON, REQUEST_ID},
+        serve::{Clean, clean, own_answer, refuse_malformed, serve},
+    },
+    inbound::{DENIED, class, upstream_failed},
+    pool::{Again, Answer, Failed, Outgoing, UpstreamError},
+    telemetry::AnswerLabels,
+    tls::Offer,
+};
+
+/// Serves the app's connection until it ends.
+pub(super) async fn serve_app<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    proxy: &Arc<Proxy>,
+    stream: S,
+    facts: Facts,
+    wanted: Wanted,
+    http2: bool,
+) {
+    let app = Arc::new(App {
+        proxy: proxy.clone(),
+        facts,
+        wanted,
+        route: Mutex::new(None),
+    });
+    let answer = move |request| {
+        let app = app.clone();
+        async move { app.request(request).await }
+    };
+    let _ = serve(stream, http2, proxy.draining.clone(), answer).await;
+}
+
+/// The app's connection, for all of its requests.
+struct App {
+    proxy: Arc<Proxy>,
+    facts: Facts,
+    wanted: Wanted,
+    /// Where it leads to by these policies; looked for again when there are others.
+    route: Mutex<Option<(Arc<PolicySet>, Arc<Destination>)>>,
+}
+
+/// A request without an answer of an upstream, and what is told of it.
+struct Refusal {
+    answer: Response<Answered>,
+    record: Record,
+}
+
+impl App {
+    async fn request(&self, request: Request<Incoming>) -> Response<Answered> {
+        let began = Instant::now();
+        let (method, uri) = (request.method().clone(), request.uri().clone());
+        let record = || Record::of(&self.facts).of_request(&method, uri.path());
+
+        // One spelling, before anything is judged.
+        let clean = match clean(request, self.proxy.config.paths) {
+            Ok(clean) => clean,
+            Err((malformed, id)) => {
+                count(&self.proxy, "malformed");
+                let record = record().refused("request", malformed.to_string());
+                return self.finish(refuse_malformed(malformed, &id), record, &id, began);
+            }
+        };
+        let id = clean.id.clone();
+
+        let Some((identity, set)) = self.proxy.ready() else {
+            count(&self.proxy, "not_ready");
+            let answer = own_answer(StatusCode::SERVICE_UNAVAILABLE, "not ready", &id);
+            let record = record().refused("peerAuthentication", NOT_READY);
+            return self.finish(answer, record, &id, began);
+        };
+        let mut facts = self.facts.clone();
+        facts.source_identity = Some(identity.id().clone());
+
+        // May we go there, and who is there?
+        let answered = match self.route(&set) {
+            Ok(destination) => {
+                let delivery = Delivery {
+                    app: self,
+                    set: &set,
+                    destination,
+                    facts,
+                    host: clean.host.clone(),
+                    id: &id,
+                    began,
+                    seen: Seen::default(),
+                    tries: 0,
+                };
+                delivery.run(clean).await
+            }
+            Err(problem) => Err(self.nowhere(&set, &facts, &clean, problem)),
+        };
+        match answered {
+            Ok((response, record)) => self.finish(response, record, &id, began),
+            Err(refusal) => self.finish(refusal.answer, refusal.record, &id, began),
+        }
+    }
+
+    /// What the connection leads to by these policies.
+    fn route(&self, set: &Arc<PolicySet>) -> Result<Arc<Destination>, String> {
+        let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, destination)) = &*route
+            && Arc::ptr_eq(of, set)
+        {
+            return Ok(destination.clone());
+        }
+        let found = self.wanted.destination(&self.proxy, set)?;
+        *route = Some((set.clone(), found.clone()));
+        Ok(found)
+    }
+
+    /// The answer where there is no destination. Whether that would be allowed is told as well.
+    fn nowhere(
+        &self,
+        set: &PolicySet,
+        facts: &Facts,
+        clean: &Clean,
+        problem: String,
+    ) -> Box<Refusal> {
+        let fields = headers::Fields(clean.request.headers());
+        let asked = HttpRequest {
+            method: clean.request.method().as_str(),
+            path: clean.path(),
+            host: Some(&clean.host),
+            headers: &fields,
+        };
+        let (proxy, wanted) = (&self.proxy, &self.wanted);
+        let (verdict, record) = decided_nowhere(proxy, set, facts, wanted, problem, Some(asked));
+        let answer = match verdict {
+            Verdict::Deny => own_answer(StatusCode::FORBIDDEN, DENIED, &clean.id),
+            Verdict::Allow => {
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                own_answer(status, "upstream unavailable", &clean.id)
+            }
+        };
+        let record = record.of_request(clean.request.method(), clean.path());
+        Box::new(Refusal { answer, record })
+    }
+
+    fn finish(
+        &self,
+        mut response: Response<Answered>,
+        mut record: Record,
+        id: &HeaderValue,
+        began: Instant,
+    ) -> Response<Answered> {
+        headers::strip_hop_by_hop(response.headers_mut());
+        response.headers_mut().insert(REQUEST_ID, id.clone());
+        let labels = AnswerLabels {
+            direction: "outbound",
+            class: class(response.status()),
+        };
+        self.proxy.metrics.answers.get_or_create(&labels).inc();
+        record.status = Some(response.status().as_u16());
+        record.request_id = id.to_str().ok().map(str::to_owned);
+        let log = self.proxy.access_log.clone();
+        response.map(|body| body.then_log(log, record, began))
+    }
+}
+
+/// One request on its way, over all of its tries.
+struct Delivery<'a> {
+    app: &'a App,
+    set: &'a PolicySet,
+    destination: Arc<Destination>,
+    facts: Facts,
+    host: String,
+    id: &'a HeaderValue,
+    began: Instant,
+    seen: Seen,
+    /// Retries so far.
+    tries: u32,
+}
+
+/// What came of one try.
+enum Tried {
+    Answered(Box<Answer>),
+    Again(Box<Request<Outgoing>>),
+    Failed(UpstreamError),
+}
+
+impl Delivery<'_> {
+    async fn run(mut self, clean: Clean) -> Result<(Response<Answered>, Record), Box<Refusal>> {
+        let destination = self.destination.clone();
+        let mut request = clean.request.map(Outgoing::from);
+        let Some(place) = destination.enter() else {
+            let record = Record::of(&self.facts);
+            let record = record.of_request(request.method(), request.uri().path());
+            return Err(self.failed(&UpstreamError::Bound("requests"), record));
+        };
+        destination.asked();
+        let configured = destination.settings().request_timeout;
+        let patience = deadline::patience(request.headers(), configured);
+        let endpoints = destination.endpoints().await;
+        loop {
+            let (endpoint, facts, record) = self.next(&endpoints, &request)?;
+            let in_flight = endpoint.begin();
+            let left = match self.tries {
+                0 => patience,
+                _ => patience.saturating_sub(self.began.elapsed()),
+            };
+            match self
+                .once(&endpoints, &endpoint, &facts, request, left)
+                .await
+            {
+                Tried::Answered(answer) => {
+                    let held = (answer.held, in_flight, place);
+                    let body = |body| Answered::upstream(body).holding(held);
+                    return Ok((answer.response.map(body), record));
+                }
+                Tried::Failed(error) => return Err(self.failed(&error, record)),
+                Tried::Again(again) => request = *again,
+            }
+            drop(in_flight);
+            let others = self.seen.leaves_others(&endpoints);
+            tokio::time::sleep(destination.pause(self.tries, others)).await;
+            self.tries += 1;
+        }
+    }
+
+    /// The endpoint for the next try.
+    fn next(
+        &mut self,
+        endpoints: &[Arc<Endpoint>],
+        request: &Request<Outgoing>,
+    ) -> Result<(Arc<Endpoint>, Facts, Record), Box<Refusal>> {
+        let fields = headers::Fields(request.headers());
+        let (method, path) = (request.method(), request.uri().path());
+        let asked = HttpRequest {
+            method: method.as_str(),
+            path,
+            host: Some(&self.host),
+            headers: &fields,
+        };
+        let (set, facts) = (self.set, &self.facts);
+        let next = self
+            .seen
+            .next(set, facts, &self.destination, endpoints, Some(&asked));
+        match next {
+            Ok((endpoint, facts, record)) => Ok((endpoint, facts, record.of_request(method, path))),
+            Err(Missing::Denied(record)) => {
+                count(&self.app.proxy, "policy");
+                let answer = own_answer(StatusCode::FORBIDDEN, DENIED, self.id);
+                let record = record.of_request(method, path);
+                Err(Box::new(Refusal { answer, record }))
+            }
+            Err(Missing::Address) => {
+                let error = UpstreamError::Connect(self.destination.no_address());
+                let record = Record::of(&self.facts).of_request(method, path);
+                Err(self.failed(&error, record))
+            }
+        }
+    }
+
+    /// One try, and what is learnt from it.
+    async fn once(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        endpoint: &Endpoint,
+        facts: &Facts,
+        request: Request<Outgoing>,
+        left: Duration,
+    ) -> Tried {
+        let (proxy, destination) = (&self.app.proxy, &*self.destination);
+        let longest = destination.settings().retries.try_timeout;
+        let limits = destination.limits(longest.map_or(left, |longest| longest.min(left)));
+        let connect = || connect(proxy, facts, destination, endpoint, Offer::Http);
+        let others = self.seen.leaves_others(endpoints);
+        let began = Instant::now();
+        let sent = proxy
+            .pool
+            .send(&endpoint.upstream, request, &limits, connect);
+        match sent.await {
+            Ok(mut answer) => {
+                let status = answer.response.status();
+                match retry::is_gateway_failure(status) {
+                    true => destination.failed(endpoints, endpoint, began.elapsed()),
+                    false => destination.succeeded(endpoint, answer.took),
+                }
+                let again = answer.again.take().filter(Again::is_possible);
+                let again = again.zip(Failure::of_status(status));
+                let again = again.filter(|(_, failure)| self.may_retry(*failure, others));
+                match again.and_then(|(again, _)| again.request()) {
+                    Some(request) => Tried::Again(Box::new(request)),
+                    None => Tried::Answered(Box::new(answer)),
+                }
+            }
+            Err(Failed { error, again }) => {
+                let failure = Failure::of(&error);
+                if failure.is_some() {
+                    destination.failed(endpoints, endpoint, began.elapsed());
+                }
+                if let UpstreamError::Bound(bound) = error {
+                    destination.tell_bound(bound);
+                }
+                let again = again.zip(failure);
+                match again.filter(|(_, failure)| self.may_retry(*failure, others)) {
+                    Some((request, _)) => Tried::Again(Box::new(request)),
+                    None => Tried::Failed(error),
+                }
+            }
+        }
+    }
+
+    fn may_retry(&self, failure: Failure, others: bool) -> bool {
+        let settings = self.destination.settings();
+        let has_time = self.began.elapsed() < settings.request_timeout;
+        let attempts = settings.retries.attempts;
+        has_time
+            && retry::makes_sense(failure, self.tries, attempts, others)
+            && self.destination.may_retry(failure)
+    }
+
+    fn failed(&self, error: &UpstreamError, mut record: Record) -> Box<Refusal> {
+        let proxy = &self.app.proxy;
+        count(proxy, "upstream");
+        let reason = error.to_string();
+        let mut answer = upstream_failed(error, self.id);
+        if proxy.config.reason_header
+            && let Ok(reason) = HeaderValue::try_from(reason.as_str())
+        {
+            answer.headers_mut().insert(REASON, reason);
+        }
+        record.reason = Some(reason);
+        Box::new(Refusal { answer, record })
+    }
+}

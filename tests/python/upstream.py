@@ -1,0 +1,213 @@
+"""An upstream behind mutual TLS that does what the path of a request says, good or bad.
+
+    upstream.py ADDRESS PORT CERTIFICATE KEY BUNDLE [http1|tcp]
+
+Prints one JSON line for each thing that happens: `listening`, `handshake`, `refused` (a handshake
+that failed, and how many bytes of a request came all the same), `request`, `ended` (of a body or
+an opaque connection, with its length).
+"""
+
+import json
+import socket
+import ssl
+import struct
+import sys
+import threading
+import time
+
+PRINTING = threading.Lock()
+COUNTING = threading.Lock()
+SEEN = {}
+
+
+def tell(event, **facts):
+    with PRINTING:
+        print(json.dumps({"event": event, **facts}), flush=True)
+
+
+def times(path):
+    """How often this path was asked for, this time included."""
+    with COUNTING:
+        SEEN[path] = SEEN.get(path, 0) + 1
+        return SEEN[path]
+
+
+class Reset(Exception):
+    """The connection is to be reset."""
+
+
+class Connection:
+    def __init__(self, stream, number):
+        self.stream, self.number, self.buffer = stream, number, b""
+
+    def more(self):
+        data = self.stream.recv(65536)
+        self.buffer += data
+        return bool(data)
+
+    def line(self):
+        while b"\r\n" not in self.buffer:
+            if not self.more():
+                return None
+        line, self.buffer = self.buffer.split(b"\r\n", 1)
+        return line.decode()
+
+    def take(self, length):
+        """Reads a body away and tells its length."""
+        left = length
+        while left:
+            if not self.buffer and not self.more():
+                break
+            part = min(left, len(self.buffer))
+            self.buffer, left = self.buffer[part:], left - part
+        return length - left
+
+    def body(self, fields):
+        if fields.get("transfer-encoding") == "chunked":
+            total = 0
+            while True:
+                line = self.line()
+                if line is None:
+                    return total
+                size = int(line, 16)
+                total += self.take(size)
+                if self.line() is None or not size:
+                    return total
+        return self.take(int(fields.get("content-length", 0)))
+
+    def answer(self, status, body=b"hello\n", length=None):
+        head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body) if length is None else length}\r\n\r\n"
+        self.stream.sendall(head.encode() + body)
+
+    def serve(self):
+        """Requests, one after the other. False when the connection is to end."""
+        first = self.line()
+        if not first:
+            return False
+        method, path, _ = first.split(" ", 2)
+        fields = {}
+        while line := self.line():
+            name, value = line.split(":", 1)
+            fields[name.lower()] = value.strip()
+        count = times(path)
+        tell("request", method=method, path=path, connection=self.number)
+        return self.act(path.split("?")[0], method, fields, count)
+
+    def act(self, path, method, fields, count):
+        if path == "/swallow":  # takes the body, then breaks off
+            tell("ended", bytes=self.body(fields))
+            raise Reset
+        if path == "/break":  # breaks off at once
+            return False
+        if path == "/slow":
+            time.sleep(60)
+            return False
+        if path.startswith("/wait/"):
+            time.sleep(float(path.split("/")[2]))
+        if path == "/cut":  # with a length
+            self.answer(200, b"begin", length=100000)
+            raise Reset
+        if path == "/cut-chunked":
+            self.stream.sendall(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n5\r\nbegin\r\n")
+            raise Reset
+        if path == "/goodbye":  # answers as if the connection stayed open, and closes it
+            self.answer(200)
+            return False
+        if path == "/second":  # a kept connection breaks when it is used again
+            if self.served:
+                return False
+            self.answer(200)
+            return True
+        if path.startswith("/status/"):  # /status/503 always, /status/503/2 twice
+            parts = path.split("/")[2:]
+            self.body(fields)
+            bad = len(parts) == 1 or count <= int(parts[1])
+            self.answer(int(parts[0]) if bad else 200)
+            return True
+        if path.startswith("/bytes/"):
+            length = int(path.split("/")[2])
+            self.answer(200, b"", length=length)
+            block = b"x" * 65536
+            while length:
+                self.stream.sendall(block[: min(length, len(block))])
+                length -= min(length, len(block))
+            return True
+        received = self.body(fields)
+        if received:
+            tell("ended", bytes=received)
+        self.answer(200)
+        return True
+
+
+def reset(stream):
+    """Ends a connection by RST."""
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stream.close()
+
+
+def http(stream, number):
+    connection = Connection(stream, number)
+    connection.served = False
+    try:
+        while connection.serve():
+            connection.served = True
+        stream.close()
+    except Reset:
+        reset(stream)
+
+
+def tcp(stream):
+    """Reads to the end, then answers with how much it was: the other way is open still."""
+    total = 0
+    while data := stream.recv(65536):
+        total += len(data)
+    tell("ended", bytes=total)
+    stream.sendall(f"got {total}\n".encode())
+    stream.unwrap()
+    stream.close()
+
+
+def one(raw, context, number, kind):
+    names = []
+    context.sni_callback = lambda _stream, name, _context: names.append(name)
+    raw.settimeout(60)
+    try:
+        stream = context.wrap_socket(raw, server_side=True)
+        # With TLS 1.3 a client's refusal comes after the server's part of the handshake.
+        if kind == "probe":
+            data = stream.recv(65536)
+            tell("handshake", bytes=len(data))
+            return
+    except (ssl.SSLError, OSError) as error:
+        tell("refused", error=type(error).__name__, reason=getattr(error, "reason", None) or "")
+        return
+    tell("handshake", connection=number, name=(names or [None])[0], alpn=stream.selected_alpn_protocol())
+    try:
+        tcp(stream) if kind == "tcp" else http(stream, number)
+    except OSError as error:
+        tell("broken", error=type(error).__name__)
+
+
+def main():
+    address, port, certificate, key, bundle = sys.argv[1:6]
+    kind = sys.argv[6] if len(sys.argv) > 6 else "http1"
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, int(port)), family=family, backlog=1024)
+    tell("listening")
+    number = 0
+    while True:
+        raw, _ = listener.accept()
+        number += 1
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0
+        context.load_cert_chain(certificate, key)
+        context.load_verify_locations(bundle)
+        context.verify_mode = ssl.CERT_REQUIRED
+        if kind == "http1":
+            context.set_alpn_protocols(["http/1.1"])
+        arguments = (raw, context, number, kind)
+        threading.Thread(target=one, args=arguments, daemon=True).start()
+
+
+main()

@@ -712,6 +712,10 @@ mod tests {
             &["not both"],
         );
         refused(
+            &with("interception: {probe: perhaps}"),
+            &["`interception.probe`"],
+        );
+        refused(
             &with("admin: {listen: '0.0.0.0:15000'}"),
             &["must be a loopback address"],
         );

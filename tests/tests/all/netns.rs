@@ -93,9 +93,13 @@ impl Mesh {
 
     /// Starts a configured proxy with the one right that TPROXY needs.
     fn start(&mut self, pod: &str) {
-        let program = self.world.path().join(pod).display().to_string();
         let rights = ["--inh-caps", "+net_admin", "--ambient-caps", "+net_admin"];
-        let mut command = self.net.command(pod, PROXY, &rights, &program);
+        self.start_with(pod, &rights);
+    }
+
+    fn start_with(&mut self, pod: &str, rights: &[&str]) {
+        let program = self.world.path().join(pod).display().to_string();
+        let mut command = self.net.command(pod, PROXY, rights, &program);
         command.args(["run", "--config", &format!("{pod}.yaml")]);
         self.world.spawn(pod, &mut command).unwrap();
     }
@@ -149,6 +153,15 @@ spec:
 /// The apps talk plain HTTP to each other, and on the wire there is nothing of it.
 fn app_to_app(forward: &str) {
     let mesh = Mesh::new(forward, &[]);
+    // The right to be transparent was given up before anything was accepted.
+    let status = format!("/proc/{}/status", mesh.world.pid(WEB).unwrap());
+    let status = fs::read_to_string(status).unwrap();
+    for set in ["CapPrm", "CapEff", "CapAmb"] {
+        assert!(
+            status.contains(&format!("{set}:\t0000000000000000\n")),
+            "{status}"
+        );
+    }
     let capture = Capture::start(&mesh.net);
     for web in addresses(WEB) {
         let answer = ask(&mesh.net, FRONTEND, (web, APP), "GET", "/api/orders");
@@ -417,11 +430,10 @@ fn the_proxys_own_ports_are_no_destination(forward: &str) {
             assert!(!answer.contains("HTTP"), "{pod} {address}: {answer}");
         }
     }
-    assert!(
-        mesh.log(WEB).contains("is the proxy itself"),
-        "{}",
-        mesh.log(WEB)
-    );
+    for web in addresses(WEB) {
+        let refused = format!("{} is the proxy itself", SocketAddr::new(web, 15000));
+        assert!(mesh.log(WEB).contains(&refused), "{}", mesh.log(WEB));
+    }
     let after = (accepted(FRONTEND), accepted(WEB));
     assert!(
         after.0 - before.0 < 20 && after.1 - before.1 < 20,
@@ -597,6 +609,17 @@ impl Drop for Group {
 
 #[test]
 #[ignore = "needs root, ip and nft: network namespaces"]
+fn root_a_transparent_listener_needs_one_right_and_says_which() {
+    let mut mesh = Mesh::bare();
+    mesh.configure(WEB, "transparent", "");
+    mesh.start_with(WEB, &[]);
+    assert_eq!(mesh.world.ended(WEB).unwrap(), Some(1));
+    let log = mesh.log(WEB);
+    assert!(log.contains("which needs CAP_NET_ADMIN at start"), "{log}");
+}
+
+#[test]
+#[ignore = "needs root, ip and nft: network namespaces"]
 fn root_a_pod_is_no_router() {
     // FAULTS 119
     let net = Net::new();
@@ -607,7 +630,7 @@ fn root_a_pod_is_no_router() {
     net.ip(OUTSIDE, &["address", "add", "10.79.0.1/32", "dev", "lo"]);
     net.ip(FRONTEND, &["route", "add", "10.79.0.1", "via", &web]);
     net.ip(WEB, &["route", "add", "10.79.0.1", "via", &bridge]);
-    net.says(WEB, &["sysctl", "-qw", "net.ipv4.ip_forward=1"]);
+    net.says(WEB, &["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
     let get = || {
         let mut curl = net.command(FRONTEND, PROXY, &[], "curl");
         curl.args(["-s", "-m", "3", "http://10.79.0.1:7000/"]);

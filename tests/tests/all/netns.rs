@@ -202,6 +202,10 @@ fn root_without_redirection_a_proxy_is_not_ready() {
     mesh.net.set_up(WEB, &["--no-resolver"]);
     mesh.world.said(WEB, "ready").unwrap();
     assert!(mesh.told(WEB, "/healthz/ready").contains(" 200 "));
+    assert!(
+        mesh.told(WEB, "/metrics")
+            .contains("postern_proxy_interception_proven 1\n")
+    );
 
     // Whoever does not want to know is warned.
     mesh.configure(
@@ -274,6 +278,37 @@ fn root_a_transparent_listener_needs_one_right_and_says_which() {
     assert_eq!(mesh.world.ended(WEB).unwrap(), Some(1));
     let log = mesh.log(WEB);
     assert!(log.contains("which needs CAP_NET_ADMIN at start"), "{log}");
+}
+
+#[test]
+#[ignore = "needs root, ip and nft: network namespaces"]
+fn root_only_what_is_excluded_is_reached_without_the_proxy() {
+    let net = Net::new();
+    let outside = [7000, 7001].map(|port| Server::start(&net, OUTSIDE, port));
+    let web = [9090, 9091].map(|port| Server::start(&net, WEB, port));
+    let [v4, v6] = addresses(OUTSIDE);
+    for backend in ["nft", "iptables"] {
+        let set_up = |pod, option, value| {
+            net.set_up(pod, &["--backend", backend, "--no-resolver", option, value]);
+        };
+        let reached = |place, to| ask(&net, place, to, "GET", "/").ends_with(ANSWER);
+        set_up(FRONTEND, "--exclude-outbound-ports", "6999-7000");
+        for address in [v4, v6] {
+            assert!(reached(FRONTEND, (address, 7000)), "{backend} {address}");
+            assert!(!reached(FRONTEND, (address, 7001)), "{backend} {address}");
+        }
+        set_up(FRONTEND, "--exclude-outbound-cidrs", "10.78.0.0/30");
+        assert!(reached(FRONTEND, (v4, 7001)), "{backend}");
+        assert!(!reached(FRONTEND, (v6, 7001)), "{backend}");
+        assert!(send_udp(&net, FRONTEND, (v4, 7001)).is_err(), "{backend}");
+        set_up(WEB, "--exclude-inbound-ports", "9090");
+        for address in addresses(WEB) {
+            assert!(reached(OUTSIDE, (address, 9090)), "{backend} {address}");
+            assert!(!reached(OUTSIDE, (address, 9091)), "{backend} {address}");
+        }
+    }
+    assert_eq!(outside.map(|server| server.reached()), [4, 2]);
+    assert_eq!(web.map(|server| server.reached()), [4, 0]);
 }
 
 /// Asks `netns` only for what it would do, or for its refusal.

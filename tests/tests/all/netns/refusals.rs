@@ -67,9 +67,17 @@ fn root_an_app_has_no_way_round_its_proxy() {
         assert!(answer.starts_with("HTTP/1.1 403 "), "{address}: {answer}");
         // By UDP it gets as far as the resolver's one port.
         let names = net.inside(OUTSIDE, move || UdpSocket::bind((address, 53)).unwrap());
-        names.set_read_timeout(Some(PATIENCE)).unwrap();
-        send_udp(net, FRONTEND, (address, 53)).unwrap();
-        assert_eq!(names.recv(&mut [0; 16]).unwrap(), 5);
+        std::thread::spawn(move || {
+            let (_, from) = names.recv_from(&mut [0; 16]).unwrap();
+            names.send_to(b"an answer", from).unwrap();
+        });
+        let answered = net.inside(FRONTEND, move || {
+            let socket = UdpSocket::bind((addresses(FRONTEND)[usize::from(address.is_ipv6())], 0))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.send_to(b"a question", (address, 53))?;
+            socket.recv(&mut [0; 16])
+        });
+        assert_eq!(answered.unwrap(), 9, "{address}");
         assert!(send_udp(net, FRONTEND, (address, 54)).is_err(), "{address}");
         // An experimental protocol, IPv6 in IPv4, an echo request of ICMPv6, and a neighbour
         // solicitation that routers would pass on.

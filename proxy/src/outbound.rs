@@ -127,8 +127,8 @@ async fn target(
     way: &Way,
 ) -> io::Result<Target> {
     let found = found(set, stream, way).await?;
-    let own_ports = proxy.config.own_ports();
-    listener::refuse_loop(found.address, own_ports, listener::is_here)?;
+    let own = proxy.config.own_addresses();
+    listener::refuse_loop(found.address, own, listener::is_here)?;
     Ok(found)
 }
 

@@ -178,7 +178,8 @@ fn run(program: &str, arguments: &[String], input: Option<&str>) -> anyhow::Resu
     } else {
         ""
     };
-    bail!("`{program} {}`: {said}{mend}", arguments.join(" "))
+    let line = format!("{program} {}", arguments.join(" "));
+    bail!("`{}`: {said}{mend}", line.trim_end())
 }
 
 /// Whether a program lies where programs are looked for.

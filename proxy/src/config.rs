@@ -3,7 +3,7 @@
 pub mod delivery;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -175,14 +175,18 @@ pub enum ToPort {
 }
 
 impl Config {
-    /// The ports at which the proxy itself listens.
-    pub(crate) fn own_ports(&self) -> impl Iterator<Item = u16> {
+    /// Where the proxy itself listens.
+    pub(crate) fn own_addresses(&self) -> impl Iterator<Item = SocketAddr> {
         let explicit = self.outbound.listeners.iter().map(|one| one.listen);
+        // Redirected connections have a listener on the loopback of both versions.
+        let redirected = self.outbound.listen.into_iter().flat_map(|listen| {
+            let twin = SocketAddr::from((Ipv6Addr::LOCALHOST, listen.port()));
+            [listen, twin]
+        });
         [self.inbound.listen, self.admin, self.metrics]
             .into_iter()
-            .chain(self.outbound.listen)
+            .chain(redirected)
             .chain(explicit)
-            .map(|address| address.port())
     }
 
     /// Reads a configuration. Relative paths are relative to the file; `endpoint` is the socket
@@ -744,6 +748,10 @@ mod tests {
         refused(
             &format!("policies: {{agent: {{}}, directory: p}}\n{inbound}"),
             &["not both"],
+        );
+        refused(
+            &with("interception: {probe: perhaps}"),
+            &["`interception.probe`"],
         );
         refused(
             &with("admin: {listen: '0.0.0.0:15000'}"),

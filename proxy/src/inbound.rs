@@ -646,7 +646,7 @@ fn facts(proxy: &Proxy, wanted: Wanted, from: SocketAddr) -> io::Result<Facts> {
         Wanted::App(app) => app,
         Wanted::Original(original) => {
             let original = original?;
-            listener::must_be_the_app(original, proxy.config.own_ports(), listener::is_here)?;
+            listener::must_be_the_app(original, proxy.config.own_addresses(), listener::is_here)?;
             original
         }
     };

@@ -131,14 +131,18 @@ pub(crate) fn transparent_destination(stream: &TcpStream) -> io::Result<SocketAd
 /// When it is no address of this pod, or a port of the proxy itself.
 pub(crate) fn must_be_the_app(
     destination: SocketAddr,
-    own_ports: impl Iterator<Item = u16>,
+    mut own: impl Iterator<Item = SocketAddr>,
     is_here: impl FnOnce(IpAddr) -> bool,
 ) -> io::Result<()> {
     if !is_here(destination.ip()) {
         let problem = format!("{destination} is no address of this pod");
         return Err(io::Error::other(problem));
     }
-    refuse_loop(destination, own_ports, |_| true)
+    // The pod is ours alone, so that its port is enough: what is told on loopback stays there.
+    if own.any(|own| own.port() == destination.port()) {
+        return Err(to_ourselves(destination));
+    }
+    Ok(())
 }
 
 /// Refuses a destination that is the proxy itself: it would be its own customer.
@@ -147,11 +151,17 @@ pub(crate) fn must_be_the_app(
 /// When a connection to `destination` would arrive at one of our own listeners.
 pub(crate) fn refuse_loop(
     destination: SocketAddr,
-    mut own_ports: impl Iterator<Item = u16>,
-    is_here: impl FnOnce(IpAddr) -> bool,
+    mut own: impl Iterator<Item = SocketAddr>,
+    is_here: impl Fn(IpAddr) -> bool,
 ) -> io::Result<()> {
-    // The kernel is asked only about the few connections whose port could be ours.
-    if own_ports.any(|port| port == destination.port()) && is_here(destination.ip()) {
+    // A proxy of another pod may have the same port beside us. The kernel is asked only about the
+    // few connections whose port is ours.
+    let is_reached = |own: SocketAddr| {
+        let ip = own.ip().to_canonical();
+        own.port() == destination.port()
+            && (ip == destination.ip() || ip.is_unspecified() && is_here(destination.ip()))
+    };
+    if own.any(is_reached) {
         return Err(to_ourselves(destination));
     }
     Ok(())
@@ -179,22 +189,41 @@ const BACKLOG: i32 = 1024;
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::{is_here, must_be_the_app, refuse_loop};
 
+    fn own() -> impl Iterator<Item = SocketAddr> {
+        let listeners = [
+            "0.0.0.0:15006",
+            "[::]:15020",
+            "127.0.0.1:15000",
+            "127.0.0.1:15001",
+            "[::1]:15001",
+            "127.0.0.2:8080",
+        ];
+        listeners.into_iter().map(|text| text.parse().unwrap())
+    }
+
     #[test]
-    fn only_the_proxys_own_ports_at_our_own_addresses_are_loops() {
+    fn only_what_arrives_at_the_proxys_own_listeners_is_a_loop() {
         // FAULTS 116
         let cases = [
             ("127.0.0.1:15001", true, false),
-            ("[::1]:15006", true, false),
-            ("10.0.0.9:15001", false, true),
-            ("127.0.0.1:8080", true, true),
+            ("[::1]:15001", true, false),
+            ("10.0.0.9:15006", true, false),
+            ("10.0.0.9:15020", true, false),
+            ("[fd00::9]:15020", true, false),
+            ("127.0.0.2:8080", true, false),
+            // Nobody listens there, or somebody else.
+            ("10.0.0.9:15006", false, true),
+            ("127.0.0.3:8080", true, true),
+            ("10.0.0.9:15001", true, true),
             ("10.0.0.9:8080", false, true),
         ];
         for (destination, here, passes) in cases {
-            let own = [15006, 15000, 15020, 15001].into_iter();
-            let judged = refuse_loop(destination.parse().unwrap(), own, |_| here);
-            assert_eq!(judged.is_ok(), passes, "{destination}");
+            let judged = refuse_loop(destination.parse().unwrap(), own(), |_| here);
+            assert_eq!(judged.is_ok(), passes, "{destination} {here}");
         }
     }
 
@@ -202,14 +231,13 @@ mod tests {
     fn an_inbound_destination_is_an_address_of_the_pod_and_no_port_of_the_proxy() {
         // FAULTS 116
         let cases = [
-            ("10.0.0.9:8080", true, true),
-            ("10.0.0.9:8080", false, false),
+            ("10.0.0.9:9090", true, true),
+            ("10.0.0.9:9090", false, false),
             ("10.0.0.9:15000", true, false),
             ("[fd00::9]:15006", true, false),
         ];
         for (destination, here, passes) in cases {
-            let own = [15006, 15000].into_iter();
-            let judged = must_be_the_app(destination.parse().unwrap(), own, |_| here);
+            let judged = must_be_the_app(destination.parse().unwrap(), own(), |_| here);
             assert_eq!(judged.is_ok(), passes, "{destination} {here}");
         }
     }

@@ -122,7 +122,7 @@ impl Wanted {
             Way::To(listener) => Ok(Self::Workload(listener.clone())),
             Way::Redirected => {
                 let address = listener::original_destination(stream)?;
-                listener::refuse_loop(address, proxy.config.own_ports(), listener::is_here)?;
+                listener::refuse_loop(address, proxy.config.own_addresses(), listener::is_here)?;
                 Ok(Self::Address(address))
             }
         }

@@ -174,6 +174,8 @@ pub(crate) async fn follow(proxy: Arc<Proxy>, inbound: SocketAddr, outbound: Vec
         loop {
             let found = proxy.probe.prove(&checks).await;
             note(&proxy.probe.state, found);
+            let proven = i64::from(found.is_ok());
+            proxy.metrics.interception_proven.set(proven);
             let pause = if found.is_ok() { EVERY } else { RETRY };
             tokio::time::sleep(pause).await;
         }

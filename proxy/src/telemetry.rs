@@ -91,6 +91,8 @@ pub struct Metrics {
     pub policy_errors: Counter,
     /// 1 while the policies in force are those on disk.
     pub policies_current: Gauge,
+    /// 1 while the redirection is proven.
+    pub interception_proven: Gauge,
     /// Keys of tokens that could not be fetched.
     pub token_key_errors: Counter,
     /// Identities that could not be had.
@@ -114,6 +116,7 @@ impl Metrics {
             cut: Family::default(),
             policy_errors: Counter::default(),
             policies_current: Gauge::default(),
+            interception_proven: Gauge::default(),
             token_key_errors: Counter::default(),
             identity_errors: Counter::default(),
             expires: Gauge::default(),
@@ -156,6 +159,11 @@ impl Metrics {
             "policies_current",
             "1 while the policies in force are those on disk",
             metrics.policies_current.clone(),
+        );
+        all.register(
+            "interception_proven",
+            "1 while the redirection of the pod's traffic is proven",
+            metrics.interception_proven.clone(),
         );
         all.register(
             "token_key_errors",

@@ -79,6 +79,9 @@ pub(crate) fn to_clean_up() -> Result<Vec<Step>, Failure> {
     let mut steps = Vec::new();
     if is_installed("nft") {
         steps.push(nft_step(nft::CLEAN.to_owned()));
+    } else if !is_installed("iptables-save") {
+        let why = "neither `nft` nor `iptables-save` was found, so nobody knows what there is: install the package nftables";
+        return Err(anyhow::Error::msg(why).into());
     }
     steps.extend(iptables_steps(iptables::clean)?);
     for family in families() {
@@ -170,10 +173,13 @@ fn run(program: &str, arguments: &[String], input: Option<&str>) -> anyhow::Resu
     let said = said.trim();
     let mend = if said.contains("ermission denied") || said.contains("not permitted") {
         "; it needs CAP_NET_ADMIN in this network namespace"
+    } else if said.contains("device is not up") {
+        "; bring the loopback device up first: `ip link set lo up`"
     } else {
         ""
     };
-    bail!("`{program} {}`: {said}{mend}", arguments.join(" "))
+    let line = format!("{program} {}", arguments.join(" "));
+    bail!("`{}`: {said}{mend}", line.trim_end())
 }
 
 /// Whether a program lies where programs are looked for.

@@ -169,6 +169,9 @@ fn hand_over_in(plan: &Plan) -> Vec<String> {
         NOT_OURS.to_owned(),
     ];
     rules.extend(to_ports(&open(plan), "RETURN"));
+    // This target drops what belongs to a socket that is not transparent, such as the answers to
+    // the proxy's own connections. Later packets of a connection find its socket by themselves.
+    rules.push("-m conntrack ! --ctstate NEW -j RETURN".to_owned());
     rules.push(format!("-p tcp {to_proxy}"));
     rules
 }

@@ -12,8 +12,8 @@ use postern_proto::ENDPOINT_VARIABLE;
 use super::{
     Failure, PROBE_EXEMPTION, PROBE_INBOUND, PROBE_OUTBOUND,
     plan::{
-        CgroupPath, Exempt, MAX_RESOLVERS, Mode, Plan, PortRange, Ports, Ranges, nameservers,
-        network,
+        CgroupPath, Exempt, MAX_RESOLVERS, Mode, Plan, PortRange, Ports, Ranges, by_family,
+        nameservers, network,
     },
 };
 use crate::config::{Config, Forward};
@@ -95,6 +95,7 @@ impl Setup {
             direct_networks: self.exclude_outbound_cidrs.clone(),
         };
         consistent(&plan)?;
+        something_is_left(&plan)?;
         Ok(plan)
     }
 
@@ -226,6 +227,24 @@ fn consistent(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Exclusions are for some of the traffic. Whoever means all of it wants no proxy.
+fn something_is_left(plan: &Plan) -> Result<(), Failure> {
+    let (v4, v6) = by_family(&plan.direct_networks);
+    let is_all = v4.iter().any(|network| network.prefix_len() == 0)
+        || v6.iter().any(|network| network.prefix_len() == 0);
+    if is_all {
+        return Err(wrong(
+            "--exclude-outbound-cidrs holds every address, and nothing would go through the proxy: name the networks",
+        ));
+    }
+    if (1..=u16::MAX).all(|port| plan.direct_ports.contains(port)) {
+        return Err(wrong(
+            "--exclude-outbound-ports holds every port, and nothing would go through the proxy: name the ports",
+        ));
+    }
+    Ok(())
+}
+
 fn wrong(text: impl Into<String>) -> Failure {
     Failure::Usage(text.into())
 }
@@ -301,6 +320,12 @@ mod tests {
             ("--exclude-inbound-ports 22,,80", "`` is no port"),
             ("--exclude-outbound-ports 99999", "a number from 1 to 65535"),
             ("--exclude-outbound-cidrs 10.0.0.1/8", "write 10.0.0.0/8"),
+            (
+                "--exclude-outbound-cidrs 0.0.0.0/1,128.0.0.0/1",
+                "holds every address",
+            ),
+            ("--exclude-outbound-cidrs ::/0", "holds every address"),
+            ("--exclude-outbound-ports 1-4000,4001-65535", "every port"),
             ("--resolver 1.2.3.4", "--no-resolver"),
             ("--mode ebpf", "redirect, tproxy"),
             ("--config proxy.yaml --mode tproxy", "cannot be used with"),

@@ -117,11 +117,18 @@ impl Net {
         command
     }
 
-    /// `postern-proxy netns …` in a place.
+    /// `postern-proxy netns …` in a place, with the one right that it needs.
     pub(super) fn netns(&self, place: &str, arguments: &[&str]) -> Output {
         let program = binaries().unwrap().join("postern-proxy");
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path(place).display()));
+        command.args([
+            "setpriv",
+            "--bounding-set",
+            "-all,+net_admin",
+            "--inh-caps",
+            "-all",
+        ]);
         command.arg(program).arg("netns").args(arguments);
         command.output().unwrap()
     }

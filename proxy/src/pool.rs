@@ -10,6 +10,8 @@ mod body;
 mod exchange;
 mod form;
 mod host;
+#[cfg(test)]
+mod tests;
 
 use std::{
     net::SocketAddr,

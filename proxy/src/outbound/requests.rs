@@ -102,6 +102,8 @@ impl App {
         // May we go there, and who is there?
         let answered = match self.route(&set) {
             Ok(destination) => {
+                let configured = destination.settings().request_timeout;
+                let patience = deadline::patience(clean.request.headers(), configured);
                 let delivery = Delivery {
                     app: self,
                     set: &set,
@@ -110,6 +112,7 @@ impl App {
                     host: clean.host.clone(),
                     id: &id,
                     began,
+                    patience,
                     seen: Seen::default(),
                     tries: 0,
                 };
@@ -194,6 +197,8 @@ struct Delivery<'a> {
     host: String,
     id: &'a HeaderValue,
     began: Instant,
+    /// How long the answer may take, all tries together.
+    patience: Duration,
     seen: Seen,
     /// Retries so far.
     tries: u32,
@@ -216,15 +221,13 @@ impl Delivery<'_> {
             return Err(self.failed(&UpstreamError::Bound("requests"), record));
         };
         destination.asked();
-        let configured = destination.settings().request_timeout;
-        let patience = deadline::patience(request.headers(), configured);
         let endpoints = destination.endpoints().await;
         loop {
             let (endpoint, facts, record) = self.next(&endpoints, &request)?;
             let in_flight = endpoint.begin();
             let left = match self.tries {
-                0 => patience,
-                _ => patience.saturating_sub(self.began.elapsed()),
+                0 => self.patience,
+                _ => self.patience.saturating_sub(self.began.elapsed()),
             };
             match self
                 .once(&endpoints, &endpoint, &facts, request, left)
@@ -331,7 +334,7 @@ impl Delivery<'_> {
 
     fn may_retry(&self, failure: Failure, others: bool) -> bool {
         let settings = self.destination.settings();
-        let has_time = self.began.elapsed() < settings.request_timeout;
+        let has_time = self.began.elapsed() < self.patience;
         let attempts = settings.retries.attempts;
         has_time
             && retry::makes_sense(failure, self.tries, attempts, others)

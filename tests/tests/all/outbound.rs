@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use postern_tests::{
     binaries,
     certificates::Authority,
@@ -133,10 +134,10 @@ impl Site {
     #[track_caller]
     fn told(&self, upstream: &str, event: &str, count: usize) -> Vec<String> {
         let enough = || Some(self.events(upstream, event)).filter(|told| told.len() >= count);
-        eventually(event, enough).unwrap_or_else(|error| {
-            let log = fs::read_to_string(self.world.log(upstream)).unwrap_or_default();
-            panic!("{error}; {upstream} said:\n{log}")
-        })
+        let log = || fs::read_to_string(self.world.log(upstream)).unwrap_or_default();
+        let told = eventually(event, enough);
+        told.with_context(|| format!("{upstream} said:\n{}", log()))
+            .unwrap()
     }
 
     /// How often a path was asked for.
@@ -172,7 +173,9 @@ impl Site {
     #[track_caller]
     fn logged(&self, text: &str) {
         let said = || self.access_log().contains(text).then_some(());
-        eventually(text, said).unwrap_or_else(|error| panic!("{error}:\n{}", self.access_log()));
+        eventually(text, said)
+            .with_context(|| self.access_log())
+            .unwrap();
     }
 
     /// The status that curl gets.
@@ -357,6 +360,14 @@ fn an_endpoint_that_fails_is_left_out_and_all_of_them_never() {
     let mut site = Site::start("[127.0.0.2, 127.0.0.3]", outlier);
     site.upstream("good", "127.0.0.2", "web", "http1");
     // The other one is down: nobody notices.
+    // A request without a connection was not sent: any of them goes to the other endpoint, with its
+    // body.
+    for method in ["POST", "PUT", "GET", "PATCH"] {
+        let length = "content-length: 4\r\nconnection: close";
+        let request = format!("{method} /post HTTP/1.1\r\nhost: web\r\n{length}\r\n\r\nbody");
+        assert_eq!(site.ask(&request).status, 200, "{method}");
+    }
+    assert_eq!(site.asked("good", "/post"), 4);
     let ejected = |site: &Site| site.metric("postern_proxy_upstream_ejections_total", "");
     eventually("the ejection", || {
         assert_eq!(site.get("/").status, 200);
@@ -683,6 +694,25 @@ fn a_connection_whose_other_end_went_deaf_is_replaced() {
     })
     .unwrap();
     assert!(site.events("up", "handshake").len() > 1);
+}
+
+#[test]
+fn a_caller_that_goes_away_ends_its_request_at_the_upstream() {
+    // FAULTS 107
+    let mut site = Site::start("[127.0.0.2]", "");
+    site.upstream("up", "127.0.0.2", "web", "http2");
+    let url = format!("http://{}/wait/600", site.out);
+    let mut caller = Command::new("curl");
+    caller.args(["-s", "--http2-prior-knowledge", &url]);
+    site.world.spawn("caller", &mut caller).unwrap();
+    site.told("up", "request", 1);
+    assert_eq!(site.events("up", "reset"), Vec::<String>::new());
+    site.world
+        .signal("caller", rustix::process::Signal::KILL)
+        .unwrap();
+    site.told("up", "reset", 1);
+    assert_eq!(site.get("/").status, 200);
+    assert_eq!(site.events("up", "handshake").len(), 1);
 }
 
 #[test]

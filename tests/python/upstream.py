@@ -15,6 +15,19 @@ import sys
 import threading
 import time
 
+# Answers that no upstream should give.
+ODD = {
+    "/odd/lengths": b"HTTP/1.1 200 X\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+    "/odd/both": b"HTTP/1.1 200 X\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "/odd/nul": b"HTTP/1.1 200 X\r\nname: a\0b\r\ncontent-length: 0\r\n\r\n",
+    "/odd/switch": b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: else\r\n\r\nHTTP/1.1 200 X\r\ncontent-length: 3\r\n\r\nbad",
+    "/odd/huge": b"HTTP/1.1 200 X\r\nname: " + b"x" * 300_000 + b"\r\ncontent-length: 0\r\n\r\n",
+    "/odd/many": b"HTTP/1.1 200 X\r\n" + b"name: x\r\n" * 2000 + b"content-length: 0\r\n\r\n",
+    "/odd/text": b"SSH-2.0-else\r\n\r\n",
+    "/odd/negative": b"HTTP/1.1 200 X\r\ncontent-length: -1\r\n\r\n",
+    "/odd/extra": b"HTTP/1.1 200 X\r\ncontent-length: 6\r\n\r\nhello\nHTTP/1.1 200 X\r\ncontent-length: 3\r\n\r\nbad",
+}
+
 PRINTING = threading.Lock()
 COUNTING = threading.Lock()
 SEEN = {}
@@ -110,6 +123,9 @@ class Connection:
         if path == "/cut-chunked":
             self.stream.sendall(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n5\r\nbegin\r\n")
             raise Reset
+        if path in ODD:
+            self.stream.sendall(ODD[path])
+            return True
         if path == "/goodbye":  # answers as if the connection stayed open, and closes it
             self.answer(200)
             return False

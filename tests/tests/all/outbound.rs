@@ -304,6 +304,31 @@ fn an_answer_that_breaks_off_is_a_visible_cut_and_nothing_is_done_twice() {
 }
 
 #[test]
+fn an_odd_answer_is_no_answer_and_never_the_next_callers() {
+    // FAULTS 95
+    let mut site = Site::start("[127.0.0.2]", "  retries: {attempts: 0}\n");
+    site.upstream("up", "127.0.0.2", "web", "http1");
+    for odd in [
+        "lengths", "nul", "switch", "huge", "many", "text", "negative",
+    ] {
+        assert_eq!(site.get(&format!("/odd/{odd}")).status, 502, "{odd}");
+        let next = site.get("/");
+        assert_eq!((next.status, next.body.as_str()), (200, "hello\n"), "{odd}");
+    }
+    // A length beside chunks: the chunks count, and the length does not get through.
+    let both = site.get("/odd/both");
+    let one_length = !both.head.contains("content-length: 3");
+    assert!(both.status == 502 || one_length, "{both:?}");
+    // The first answer is good. What follows it belongs to nobody.
+    for _ in 0..5 {
+        let extra = site.get("/odd/extra");
+        assert_eq!((extra.status, extra.body.as_str()), (200, "hello\n"));
+        let next = site.get("/");
+        assert_eq!((next.status, next.body.as_str()), (200, "hello\n"));
+    }
+}
+
+#[test]
 fn a_kept_connection_that_died_costs_no_request() {
     // FAULTS 125
     let mut site = Site::start("[127.0.0.2]", "  retries: {attempts: 0}\n");

@@ -1,6 +1,9 @@
 """An upstream behind mutual TLS that does what the path of a request says, good or bad.
 
-    upstream.py ADDRESS PORT CERTIFICATE KEY BUNDLE [http1|tcp]
+    upstream.py ADDRESS PORT CERTIFICATE KEY BUNDLE [http1|tcp|probe|plain]
+
+`tcp` counts bytes, `probe` only looks whether the handshake comes to its end, and `plain` has no
+TLS: it is the app behind a proxy.
 
 Prints one JSON line for each thing that happens: `listening`, `handshake`, `refused` (a handshake
 that failed, and how many bytes of a request came all the same), `request`, `ended` (of a body or
@@ -187,6 +190,12 @@ def one(raw, context, number, kind):
     names = []
     context.sni_callback = lambda _stream, name, _context: names.append(name)
     raw.settimeout(60)
+    if kind == "plain":
+        try:
+            http(raw, number)
+        except OSError as error:
+            tell("broken", error=type(error).__name__)
+        return
     try:
         stream = context.wrap_socket(raw, server_side=True)
         # With TLS 1.3 a client's refusal comes after the server's part of the handshake.

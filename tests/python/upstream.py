@@ -120,6 +120,9 @@ class Connection:
             return False
         if path.startswith("/wait/"):
             time.sleep(float(path.split("/")[2]))
+        if path == "/late" and count == 1:  # only the first one waits
+            time.sleep(30)
+            return False
         if path == "/cut":  # with a length
             self.answer(200, b"begin", length=100000)
             raise Reset

@@ -30,6 +30,20 @@ fn an_upstream_that_is_down_slow_or_back_is_told_from_one_that_answers() {
 }
 
 #[test]
+fn a_slow_try_is_given_up_for_another_while_there_is_time() {
+    // FAULTS 125
+    let settings = "  requestTimeout: 20s\n  retries: {attempts: 1, tryTimeout: 500ms}\n";
+    let mut site = Site::start("[127.0.0.2]", settings);
+    site.upstream("up", "127.0.0.2", "web", "http1");
+    assert_eq!(site.get("/late").status, 200);
+    assert_eq!(site.asked("up", "/late"), 2);
+    // One that may not be done twice is not, and is not waited for either.
+    let post = "POST /slow HTTP/1.1\r\nhost: web\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    assert_eq!(site.ask(post).status, 504);
+    assert_eq!(site.asked("up", "/slow"), 1);
+}
+
+#[test]
 fn an_answer_that_breaks_off_is_a_visible_cut_and_nothing_is_done_twice() {
     // FAULTS 95, 126
     let mut site = Site::start("[127.0.0.2]", "");

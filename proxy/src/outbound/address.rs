@@ -4,7 +4,10 @@
 //! metadata, or to everybody. A Workload that names such an address itself is believed: its author
 //! may write what they like. Pure.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 /// What an address is that is not dialled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,6 +26,8 @@ pub(crate) enum Denied {
     Reserved,
     /// One of the proxy's own listeners.
     Own,
+    /// One more than are kept of a Workload.
+    Surplus,
 }
 
 impl Denied {
@@ -36,6 +41,7 @@ impl Denied {
             Self::Multicast => "multicast",
             Self::Reserved => "reserved",
             Self::Own => "own_listener",
+            Self::Surplus => "surplus",
         }
     }
 }
@@ -148,9 +154,10 @@ impl Own {
     }
 }
 
-/// Whether an address is one of this machine's: only those can be bound.
+/// Whether an address is one of this machine's: only those can be bound. In doubt it is.
 pub(crate) fn is_here(ip: IpAddr) -> bool {
-    std::net::UdpSocket::bind((ip, 0)).is_ok()
+    let bound = std::net::UdpSocket::bind((ip, 0));
+    !bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
 /// AWS and everybody, Azure, Alibaba, Oracle.

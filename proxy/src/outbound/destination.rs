@@ -281,7 +281,7 @@ impl Destination {
             let denied = &self.shared.metrics.upstream.denied_addresses;
             denied.get_or_create(&labels).inc();
             tracing::warn!(dst.workload = %self.workload, dst.addr = %address, reason = why.label(),
-                "an address is never dialled because of a name; the Workload may name it itself");
+                "an address of a Workload is not dialled");
         }
         let mut endpoints = lock(&self.endpoints);
         let new = good.into_iter().map(|address| {

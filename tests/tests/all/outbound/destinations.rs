@@ -116,10 +116,7 @@ fn a_name_that_leads_to_this_machine_is_not_dialled() {
             let denied = "postern_proxy_upstream_addresses_denied_total";
             assert!(site.metric(denied, "loopback") > 0);
             site.world
-                .said(
-                    "proxy",
-                    "an address is never dialled because of a name; the Workload may name it itself",
-                )
+                .said("proxy", "an address of a Workload is not dialled")
                 .unwrap();
         }
     }

@@ -287,8 +287,11 @@ impl Destination {
         let new = good.into_iter().map(|address| {
             let known = endpoints.iter().find(|known| known.address == address);
             known.cloned().unwrap_or_else(|| {
-                let identity = self.identity.clone();
-                Arc::new(Endpoint::new(Upstream::Mesh { identity, address }))
+                Arc::new(Endpoint::new(Upstream::Mesh {
+                    identity: self.identity.clone(),
+                    address,
+                    name: self.server_name.clone(),
+                }))
             })
         });
         *endpoints = new.collect();

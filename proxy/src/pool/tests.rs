@@ -37,6 +37,7 @@ impl Site {
         let upstream = Upstream::Mesh {
             identity: "spiffe://example.org/web".parse().unwrap(),
             address: "10.0.0.5:80".parse().unwrap(),
+            name: None,
         };
         Self {
             host: Arc::new(Host::new(&upstream, Arc::new(Metrics::new()))),

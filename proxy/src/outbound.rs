@@ -21,7 +21,7 @@ mod retry_budget;
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -233,7 +233,11 @@ fn decided_nowhere(
 /// The listeners of this proxy, which it never calls itself.
 pub(crate) fn own_listeners(config: &Config) -> Own {
     let explicit = config.outbound.listeners.iter().map(|one| one.listen);
-    let redirected = config.outbound.listen;
+    // Redirected connections of IPv6 arrive at `::1`.
+    let redirected = config.outbound.listen.into_iter().flat_map(|listen| {
+        let twin = SocketAddr::from((Ipv6Addr::LOCALHOST, listen.port()));
+        [listen, twin]
+    });
     let doors = [config.admin, config.metrics];
     Own {
         closed: explicit.chain(redirected).chain(doors).collect(),

@@ -10,6 +10,8 @@ mod body;
 mod exchange;
 mod form;
 mod host;
+#[cfg(test)]
+mod tests;
 
 use std::{
     net::SocketAddr,
@@ -21,6 +23,7 @@ use dashmap::DashMap;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use postern_spiffe::SpiffeId;
+use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
@@ -49,6 +52,8 @@ pub(crate) enum Upstream {
         identity: SpiffeId,
         /// Where it is reached.
         address: SocketAddr,
+        /// What was said in the handshake: policies at the other end may look at it.
+        name: Option<ServerName<'static>>,
     },
 }
 

@@ -1,6 +1,9 @@
 """An upstream behind mutual TLS that does what the path of a request says, good or bad.
 
-    upstream.py ADDRESS PORT CERTIFICATE KEY BUNDLE [http1|tcp]
+    upstream.py ADDRESS PORT CERTIFICATE KEY BUNDLE [http1|tcp|probe|plain]
+
+`tcp` counts bytes, `probe` only looks whether the handshake comes to its end, and `plain` has no
+TLS: it is the app behind a proxy.
 
 Prints one JSON line for each thing that happens: `listening`, `handshake`, `refused` (a handshake
 that failed, and how many bytes of a request came all the same), `request`, `ended` (of a body or
@@ -14,6 +17,19 @@ import struct
 import sys
 import threading
 import time
+
+# Answers that no upstream should give.
+ODD = {
+    "/odd/lengths": b"HTTP/1.1 200 X\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
+    "/odd/both": b"HTTP/1.1 200 X\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "/odd/nul": b"HTTP/1.1 200 X\r\nname: a\0b\r\ncontent-length: 0\r\n\r\n",
+    "/odd/switch": b"HTTP/1.1 101 X\r\nconnection: upgrade\r\nupgrade: else\r\n\r\nHTTP/1.1 200 X\r\ncontent-length: 3\r\n\r\nbad",
+    "/odd/huge": b"HTTP/1.1 200 X\r\nname: " + b"x" * 300_000 + b"\r\ncontent-length: 0\r\n\r\n",
+    "/odd/many": b"HTTP/1.1 200 X\r\n" + b"name: x\r\n" * 2000 + b"content-length: 0\r\n\r\n",
+    "/odd/text": b"SSH-2.0-else\r\n\r\n",
+    "/odd/negative": b"HTTP/1.1 200 X\r\ncontent-length: -1\r\n\r\n",
+    "/odd/extra": b"HTTP/1.1 200 X\r\ncontent-length: 6\r\n\r\nhello\nHTTP/1.1 200 X\r\ncontent-length: 3\r\n\r\nbad",
+}
 
 PRINTING = threading.Lock()
 COUNTING = threading.Lock()
@@ -104,12 +120,18 @@ class Connection:
             return False
         if path.startswith("/wait/"):
             time.sleep(float(path.split("/")[2]))
+        if path == "/late" and count == 1:  # only the first one waits
+            time.sleep(30)
+            return False
         if path == "/cut":  # with a length
             self.answer(200, b"begin", length=100000)
             raise Reset
         if path == "/cut-chunked":
             self.stream.sendall(b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n5\r\nbegin\r\n")
             raise Reset
+        if path in ODD:
+            self.stream.sendall(ODD[path])
+            return True
         if path == "/goodbye":  # answers as if the connection stayed open, and closes it
             self.answer(200)
             return False
@@ -171,6 +193,12 @@ def one(raw, context, number, kind):
     names = []
     context.sni_callback = lambda _stream, name, _context: names.append(name)
     raw.settimeout(60)
+    if kind == "plain":
+        try:
+            http(raw, number)
+        except OSError as error:
+            tell("broken", error=type(error).__name__)
+        return
     try:
         stream = context.wrap_socket(raw, server_side=True)
         # With TLS 1.3 a client's refusal comes after the server's part of the handshake.

@@ -70,6 +70,8 @@ class Connection:
             for event in self.http.receive_data(data):
                 if isinstance(event, h2.events.RequestReceived):
                     self.request(event)
+                if isinstance(event, h2.events.StreamReset):
+                    tell("reset", stream=event.stream_id)
             self.answer_due()
 
     def request(self, event):

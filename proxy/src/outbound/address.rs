@@ -4,7 +4,10 @@
 //! metadata, or to everybody. A Workload that names such an address itself is believed: its author
 //! may write what they like. Pure.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 /// What an address is that is not dialled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,6 +26,8 @@ pub(crate) enum Denied {
     Reserved,
     /// One of the proxy's own listeners.
     Own,
+    /// One more than are kept of a Workload.
+    Surplus,
 }
 
 impl Denied {
@@ -36,6 +41,7 @@ impl Denied {
             Self::Multicast => "multicast",
             Self::Reserved => "reserved",
             Self::Own => "own_listener",
+            Self::Surplus => "surplus",
         }
     }
 }
@@ -94,7 +100,10 @@ fn embedded(ip: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
             let short = v4(high, u16::from_be_bytes([b, c]));
             // The part that the other form leaves at zero says nothing.
             let said = |ip: Ipv4Addr| (!ip.is_unspecified()).then_some(ip);
-            [said(short), said(v4(h, l))]
+            match (said(short), said(v4(h, l))) {
+                (None, None) => [Some(Ipv4Addr::UNSPECIFIED), None],
+                (short, long) => [short, long],
+            }
         }
         [0x2002, high, low, ..] => [Some(v4(high, low)), None],
         // Teredo: the server, and the client with its bits turned over.
@@ -145,9 +154,10 @@ impl Own {
     }
 }
 
-/// Whether an address is one of this machine's: only those can be bound.
+/// Whether an address is one of this machine's: only those can be bound. In doubt it is.
 pub(crate) fn is_here(ip: IpAddr) -> bool {
-    std::net::UdpSocket::bind((ip, 0)).is_ok()
+    let bound = std::net::UdpSocket::bind((ip, 0));
+    !bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
 }
 
 /// AWS and everybody, Azure, Alibaba, Oracle.
@@ -168,6 +178,10 @@ const METADATA_V6: [Ipv6Addr; 3] = [
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
+
     use super::{Denied, Own, denied, looks_like_a_number};
 
     #[test]
@@ -234,6 +248,28 @@ mod tests {
             "2002:a00:5::1",
         ] {
             assert_eq!(denied(text.parse().unwrap()), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_address_is_denied_in_ipv6_as_it_is_in_ipv4(number: u32) {
+            let v4 = Ipv4Addr::from(number);
+            let expected = denied(v4.into()).is_some();
+            let (number, [a, b, c, d]) = (u128::from(number), v4.octets().map(u128::from));
+            let forms = [
+                number,
+                0xffff << 32 | number,
+                0xffff << 48 | number,
+                0x64_ff9b << 96 | number,
+                0x64_ff9b_0001 << 80 | number,
+                0x64_ff9b_0001 << 80 | a << 72 | b << 64 | c << 48 | d << 40,
+                0x2002 << 112 | number << 80,
+                0x2001_0db8 << 96 | 0x5efe << 32 | number,
+            ];
+            for form in forms.map(Ipv6Addr::from) {
+                prop_assert_eq!(denied(form.into()).is_some(), expected, "{}", form);
+            }
         }
     }
 

@@ -1,12 +1,15 @@
 //! Mutual TLS with the endpoint of a Workload, and nobody else.
 
 use std::{
+    io,
+    net::SocketAddr,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use postern_spiffe::PeerRole;
 use rustls_pki_types::CertificateDer;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -40,10 +43,9 @@ pub(crate) async fn connect(
     // The name is a hint for whoever routes by it: the identity is what is checked.
     let (name, is_said) = destination.server_name(endpoint);
     config.enable_sni = is_said;
-    let stream = TcpStream::connect(endpoint.address)
+    let stream = dial(endpoint.address)
         .await
         .map_err(|error| UpstreamError::Connect(error.to_string()))?;
-    let _ = stream.set_nodelay(true);
     let stream = TlsConnector::from(Arc::new(config))
         .connect(name, stream)
         .await
@@ -78,3 +80,19 @@ pub(crate) async fn connect(
         watched: Some(proxy.connections.watch(facts)),
     })
 }
+
+/// A connection that does not wait to send little, and finds out when nobody is there any more.
+async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    let _ = stream.set_nodelay(true);
+    let alive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE_EVERY)
+        .with_retries(KEEPALIVE_TRIES);
+    let _ = SockRef::from(&stream).set_tcp_keepalive(&alive);
+    Ok(stream)
+}
+
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVE_TRIES: u32 = 3;

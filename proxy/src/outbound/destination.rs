@@ -281,14 +281,17 @@ impl Destination {
             let denied = &self.shared.metrics.upstream.denied_addresses;
             denied.get_or_create(&labels).inc();
             tracing::warn!(dst.workload = %self.workload, dst.addr = %address, reason = why.label(),
-                "an address is never dialled because of a name; the Workload may name it itself");
+                "an address of a Workload is not dialled");
         }
         let mut endpoints = lock(&self.endpoints);
         let new = good.into_iter().map(|address| {
             let known = endpoints.iter().find(|known| known.address == address);
             known.cloned().unwrap_or_else(|| {
-                let identity = self.identity.clone();
-                Arc::new(Endpoint::new(Upstream::Mesh { identity, address }))
+                Arc::new(Endpoint::new(Upstream::Mesh {
+                    identity: self.identity.clone(),
+                    address,
+                    name: self.server_name.clone(),
+                }))
             })
         });
         *endpoints = new.collect();

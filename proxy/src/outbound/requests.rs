@@ -77,50 +77,62 @@ impl App {
     async fn request(&self, request: Request<Incoming>) -> Response<Answered> {
         let began = Instant::now();
         let (method, uri) = (request.method().clone(), request.uri().clone());
-        let record = || Record::of(&self.facts).of_request(&method, uri.path());
-
         // One spelling, before anything is judged.
-        let clean = match clean(request, self.proxy.config.paths) {
-            Ok(clean) => clean,
+        let (id, answered) = match clean(request, self.proxy.config.paths) {
+            Ok(clean) => (clean.id.clone(), self.answer(clean, began).await),
             Err((malformed, id)) => {
                 count(&self.proxy, "malformed");
-                let record = record().refused("request", malformed.to_string());
-                return self.finish(refuse_malformed(malformed, &id), record, &id, began);
+                let record = Record::of(&self.facts).of_request(&method, uri.path());
+                let record = record.refused("request", malformed.to_string());
+                let answer = refuse_malformed(malformed, &id);
+                (id, Err(Box::new(Refusal { answer, record })))
             }
-        };
-        let id = clean.id.clone();
-
-        let Some((identity, set)) = self.proxy.ready() else {
-            count(&self.proxy, "not_ready");
-            let answer = own_answer(StatusCode::SERVICE_UNAVAILABLE, "not ready", &id);
-            let record = record().refused("peerAuthentication", NOT_READY);
-            return self.finish(answer, record, &id, began);
-        };
-        let mut facts = self.facts.clone();
-        facts.source_identity = Some(identity.id().clone());
-
-        // May we go there, and who is there?
-        let answered = match self.route(&set) {
-            Ok(destination) => {
-                let delivery = Delivery {
-                    app: self,
-                    set: &set,
-                    destination,
-                    facts,
-                    host: clean.host.clone(),
-                    id: &id,
-                    began,
-                    seen: Seen::default(),
-                    tries: 0,
-                };
-                delivery.run(clean).await
-            }
-            Err(problem) => Err(self.nowhere(&set, &facts, &clean, problem)),
         };
         match answered {
             Ok((response, record)) => self.finish(response, record, &id, began),
             Err(refusal) => self.finish(refusal.answer, refusal.record, &id, began),
         }
+    }
+
+    async fn answer(
+        &self,
+        clean: Clean,
+        began: Instant,
+    ) -> Result<(Response<Answered>, Record), Box<Refusal>> {
+        // Without an identity or policies there is nobody to say yes.
+        let Some((identity, set)) = self.proxy.ready() else {
+            return Err(self.not_ready(&clean));
+        };
+        let mut facts = self.facts.clone();
+        facts.source_identity = Some(identity.id().clone());
+
+        // Who is there, and may we go there?
+        let destination = match self.route(&set) {
+            Ok(destination) => destination,
+            Err(problem) => return Err(self.nowhere(&set, &facts, &clean, problem)),
+        };
+        let configured = destination.settings().request_timeout;
+        let delivery = Delivery {
+            app: self,
+            set: &set,
+            destination,
+            facts,
+            host: clean.host.clone(),
+            id: clean.id.clone(),
+            began,
+            patience: deadline::patience(clean.request.headers(), configured),
+            seen: Seen::default(),
+            tries: 0,
+        };
+        delivery.run(clean).await
+    }
+
+    fn not_ready(&self, clean: &Clean) -> Box<Refusal> {
+        count(&self.proxy, "not_ready");
+        let answer = own_answer(StatusCode::SERVICE_UNAVAILABLE, "not ready", &clean.id);
+        let record = Record::of(&self.facts).of_request(clean.request.method(), clean.path());
+        let record = record.refused("peerAuthentication", NOT_READY);
+        Box::new(Refusal { answer, record })
     }
 
     /// What the connection leads to by these policies.
@@ -192,8 +204,10 @@ struct Delivery<'a> {
     destination: Arc<Destination>,
     facts: Facts,
     host: String,
-    id: &'a HeaderValue,
+    id: HeaderValue,
     began: Instant,
+    /// How long the answer may take, all tries together.
+    patience: Duration,
     seen: Seen,
     /// Retries so far.
     tries: u32,
@@ -216,15 +230,13 @@ impl Delivery<'_> {
             return Err(self.failed(&UpstreamError::Bound("requests"), record));
         };
         destination.asked();
-        let configured = destination.settings().request_timeout;
-        let patience = deadline::patience(request.headers(), configured);
         let endpoints = destination.endpoints().await;
         loop {
             let (endpoint, facts, record) = self.next(&endpoints, &request)?;
             let in_flight = endpoint.begin();
             let left = match self.tries {
-                0 => patience,
-                _ => patience.saturating_sub(self.began.elapsed()),
+                0 => self.patience,
+                _ => self.patience.saturating_sub(self.began.elapsed()),
             };
             match self
                 .once(&endpoints, &endpoint, &facts, request, left)
@@ -267,7 +279,7 @@ impl Delivery<'_> {
             Ok((endpoint, facts, record)) => Ok((endpoint, facts, record.of_request(method, path))),
             Err(Missing::Denied(record)) => {
                 count(&self.app.proxy, "policy");
-                let answer = own_answer(StatusCode::FORBIDDEN, DENIED, self.id);
+                let answer = own_answer(StatusCode::FORBIDDEN, DENIED, &self.id);
                 let record = record.of_request(method, path);
                 Err(Box::new(Refusal { answer, record }))
             }
@@ -298,40 +310,62 @@ impl Delivery<'_> {
             .pool
             .send(&endpoint.upstream, request, &limits, connect);
         match sent.await {
-            Ok(mut answer) => {
-                let status = answer.response.status();
-                match retry::is_gateway_failure(status) {
-                    true => destination.failed(endpoints, endpoint, began.elapsed()),
-                    false => destination.succeeded(endpoint, answer.took),
-                }
-                let again = answer.again.take().filter(Again::is_possible);
-                let again = again.zip(Failure::of_status(status));
-                let again = again.filter(|(_, failure)| self.may_retry(*failure, others));
-                match again.and_then(|(again, _)| again.request()) {
-                    Some(request) => Tried::Again(Box::new(request)),
-                    None => Tried::Answered(Box::new(answer)),
-                }
+            Ok(answer) => self.answered(endpoints, endpoint, answer, others),
+            Err(failed) => {
+                let took = began.elapsed();
+                self.unanswered(endpoints, endpoint, failed, took, others)
             }
-            Err(Failed { error, again }) => {
-                let failure = Failure::of(&error);
-                if failure.is_some() {
-                    destination.failed(endpoints, endpoint, began.elapsed());
-                }
-                if let UpstreamError::Bound(bound) = error {
-                    destination.tell_bound(bound);
-                }
-                let again = again.zip(failure);
-                match again.filter(|(_, failure)| self.may_retry(*failure, others)) {
-                    Some((request, _)) => Tried::Again(Box::new(request)),
-                    None => Tried::Failed(error),
-                }
-            }
+        }
+    }
+
+    /// An answer may still say that its endpoint, or what is behind it, does not work.
+    fn answered(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        endpoint: &Endpoint,
+        mut answer: Answer,
+        others: bool,
+    ) -> Tried {
+        let status = answer.response.status();
+        match retry::is_gateway_failure(status) {
+            true => self.destination.failed(endpoints, endpoint, answer.took),
+            false => self.destination.succeeded(endpoint, answer.took),
+        }
+        let again = answer.again.take().filter(Again::is_possible);
+        let again = again.zip(Failure::of_status(status));
+        let again = again.filter(|(_, failure)| self.may_retry(*failure, others));
+        match again.and_then(|(again, _)| again.request()) {
+            Some(request) => Tried::Again(Box::new(request)),
+            None => Tried::Answered(Box::new(answer)),
+        }
+    }
+
+    fn unanswered(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        endpoint: &Endpoint,
+        failed: Failed,
+        took: Duration,
+        others: bool,
+    ) -> Tried {
+        let Failed { error, again } = failed;
+        let failure = Failure::of(&error);
+        if failure.is_some() {
+            self.destination.failed(endpoints, endpoint, took);
+        }
+        if let UpstreamError::Bound(bound) = error {
+            self.destination.tell_bound(bound);
+        }
+        let again = again.zip(failure);
+        match again.filter(|(_, failure)| self.may_retry(*failure, others)) {
+            Some((request, _)) => Tried::Again(Box::new(request)),
+            None => Tried::Failed(error),
         }
     }
 
     fn may_retry(&self, failure: Failure, others: bool) -> bool {
         let settings = self.destination.settings();
-        let has_time = self.began.elapsed() < settings.request_timeout;
+        let has_time = self.began.elapsed() < self.patience;
         let attempts = settings.retries.attempts;
         has_time
             && retry::makes_sense(failure, self.tries, attempts, others)
@@ -342,7 +376,7 @@ impl Delivery<'_> {
         let proxy = &self.app.proxy;
         count(proxy, "upstream");
         let reason = error.to_string();
-        let mut answer = upstream_failed(error, self.id);
+        let mut answer = upstream_failed(error, &self.id);
         if proxy.config.reason_header
             && let Ok(reason) = HeaderValue::try_from(reason.as_str())
         {

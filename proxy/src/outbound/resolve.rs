@@ -74,7 +74,8 @@ impl Answers {
             Some(mut found) => {
                 found.sort_unstable();
                 found.dedup();
-                found.truncate(MAX_ADDRESSES);
+                // One more, so that it is seen that there are too many.
+                found.truncate(MAX_ADDRESSES + 1);
                 self.addresses = found;
                 self.failures = 0;
                 self.due = now.checked_add(refresh);
@@ -106,8 +107,9 @@ pub(crate) fn endpoints<'a>(
         };
         match reason {
             Some(reason) => bad.push((address, reason)),
-            None if good.len() < MAX_ADDRESSES && !good.contains(&address) => good.push(address),
-            None => {}
+            None if good.contains(&address) => {}
+            None if good.len() >= MAX_ADDRESSES => bad.push((address, Denied::Surplus)),
+            None => good.push(address),
         }
     };
     for source in sources {
@@ -257,6 +259,19 @@ mod tests {
             &[("127.0.0.3", Denied::Loopback)],
         );
         check(&["web", "10.0.0.5"], &["10.0.0.5"], &["10.0.0.5"], &[]);
+    }
+
+    #[test]
+    fn there_is_an_end_to_addresses() {
+        let many: Vec<String> = (0..1000)
+            .map(|n| format!("10.0.{}.{}", n / 250, n % 250))
+            .collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let answers = answered(&many);
+        let own = Own::default();
+        let (good, bad) = endpoints(&sources(&["web"]), [&answers], 80, &own, |_| false);
+        assert_eq!(good.len(), 256);
+        assert!(matches!(bad.as_slice(), [(_, Denied::Surplus)]), "{bad:?}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Request, Response, request::Parts};
+use http::{Request, Response, StatusCode, header::UPGRADE, request::Parts};
 use hyper::{body::Incoming, client::conn::TrySendError};
 
 use super::{
@@ -53,29 +53,34 @@ async fn on(
         error: UpstreamError::Request,
         again: None,
     };
-    match lease {
+    let asks_upgrade = request.headers().contains_key(UPGRADE);
+    let (response, held, kept) = match lease {
         Lease::Http1 { mut kept, .. } => {
             let request = for_http1(request).map_err(bad)?;
-            let response = kept
-                .sender
-                .try_send_request(request)
-                .await
-                .map_err(failed)?;
+            let response = kept.sender.try_send_request(request).await;
+            let response = response.map_err(failed)?;
             // A refused answer ends its connection: nobody knows where it ends.
             check(&response).map_err(|ambiguous| Failed {
                 error: ambiguous.into(),
                 again: None,
             })?;
-            host.keep_when_ready(kept);
-            Ok((response, None))
+            (response, None, Some(kept))
         }
         Lease::Http2 { slot, .. } => {
             let request = for_http2(request).map_err(bad)?;
-            let mut sender = slot.sender();
-            let response = sender.try_send_request(request).await.map_err(failed)?;
-            Ok((response, Some(slot)))
+            let response = slot.sender().try_send_request(request).await;
+            (response.map_err(failed)?, Some(slot), None)
         }
+    };
+    // What follows an upgrade is not HTTP: who did not ask for it must not get it.
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !asks_upgrade {
+        let error = UpstreamError::Answer("it changes the protocol without being asked".into());
+        return Err(Failed { error, again: None });
     }
+    if let Some(kept) = kept {
+        host.keep_when_ready(kept);
+    }
+    Ok((response, held))
 }
 
 /// What is needed to send a request a second time.

@@ -168,14 +168,14 @@ impl Host {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
+            // Whoever opened one for all of us failed: nobody tries it after them one by one.
+            if let Some(error) = self.failed_since(failures) {
+                return Err(error);
+            }
             match self.step(limits) {
                 Step::Take(lease) => return Ok(lease),
                 Step::Open(opening) => return opening.open(limits.connect, connect).await,
                 Step::Wait => {}
-            }
-            // Whoever opened one for all of us failed: nobody tries it after them one by one.
-            if let Some(error) = self.failed_since(failures) {
-                return Err(error);
             }
             if place.is_none() {
                 place = Some(Waiting::new(self, limits.pending)?);

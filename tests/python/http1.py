@@ -9,6 +9,7 @@ paths below `/denied`, the host `denied.example`, the method DELETE and the fiel
 import sys
 import threading
 import time
+from pathlib import Path
 from urllib.parse import unquote
 
 from wire import OK, Cut, Site, Table, body_of, exchange, finish, get, is_field, parse_fields, post
@@ -561,6 +562,34 @@ def websocket(site):
 
 
 @table.group
+def websocket_cut(site):
+    # FAULTS 91: the connection may not go on, and what it carries neither. Changes the policies.
+    over = threading.Event()
+
+    def echo_and_tell(end, reader, asked):
+        try:
+            return echo(end, reader, asked)
+        finally:
+            over.set()
+
+    site.app.reset(echo_and_tell)
+    file = Path(site.proxy.certificate).parent / "policies/policies.yaml"
+    allowed = file.read_text()
+    with site.proxy.connect() as end:
+        answers = exchange(end, [get("/", *WEBSOCKET)], 1, (), 0)
+        seen = answers.tunnel
+        while seen != b"first":
+            seen += end.recv(100)
+        new = file.with_suffix(".new")
+        new.write_text(allowed.replace("ingress: [{}]", "ingress: []"))
+        new.rename(file)
+        answers = exchange(end, [], None, (), 0)
+        site.check(answers.ended in ("closed", "cut", "ConnectionResetError"), "the caller", answers)
+        site.check(over.wait(20), "the app", "is still connected")
+    file.write_text(allowed)
+
+
+@table.group
 def no_websocket(site):
     # FAULTS 91: with `upgrades: []`. The app switches whatever it is asked.
     site.app.reset(SWITCHED)
@@ -931,6 +960,6 @@ def server_first(site):
 
 
 if __name__ == "__main__":
-    elsewhere = ("no_websocket", "server_first", "detection_where_all_is_allowed")
+    elsewhere = ("no_websocket", "websocket_cut", "server_first", "detection_where_all_is_allowed")
     names = sys.argv[7:] or [name for name in table.groups if name not in elsewhere]
     table.run(Site(sys.argv[1:7]), names)

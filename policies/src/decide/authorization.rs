@@ -175,12 +175,7 @@ pub(crate) fn field_matches(question: &Question<'_>, action: Action, field: &Fie
 /// Repeated fields are compared as one text, joined with commas. A DENY looks at each value, and at
 /// each part between commas, too: its `values` need one that matches and its `notValues` one that
 /// does not, so that it cannot be dodged by saying two things at once.
-fn header_matches(
-    question: &Question<'_>,
-    action: Action,
-    field: &FieldMatch,
-    name: &str,
-) -> bool {
+fn header_matches(question: &Question<'_>, action: Action, field: &FieldMatch, name: &str) -> bool {
     let Some(http) = question.access.http else {
         return false;
     };
@@ -208,9 +203,8 @@ fn header_matches(
     if patterns.contains(&Pattern::Present) {
         return true;
     }
-    let is_exact = |pattern: &Pattern| {
-        matches!(pattern, Pattern::Exact(text) if text.as_bytes() == joined)
-    };
+    let is_exact =
+        |pattern: &Pattern| matches!(pattern, Pattern::Exact(text) if text.as_bytes() == joined);
     match (action, field.negated) {
         (Action::Deny, false) => one || matches(&joined),
         (Action::Deny, true) => all || patterns.iter().any(is_exact),

@@ -203,6 +203,12 @@ fn a_websocket_carries_bytes_both_ways() {
 }
 
 #[test]
+fn a_websocket_ends_when_its_caller_is_no_longer_allowed() {
+    // FAULTS 91
+    holds("websocket_cut");
+}
+
+#[test]
 fn no_websocket_is_opened_where_the_configuration_says_so() {
     // FAULTS 91
     Between::start("http1.py", ", upgrades: []").holds(&["no_websocket"]);

@@ -16,7 +16,10 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use postern_policies::normalize::{self, HostRefused, PathNormalization, PathRefused};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -27,7 +30,10 @@ use super::{
     pool::{CONNECTION_WINDOW, MAX_HEADER_LIST_BYTES, MAX_HEADERS, STREAM_WINDOW},
     upgrade::{Tunnels, offers_websocket},
 };
-use crate::config::Patience;
+use crate::{
+    config::Patience,
+    detect::{Detecting, Spoken},
+};
 
 /// Why a connection did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +44,9 @@ pub(crate) enum Cut {
     /// Answers that nobody took.
     #[error("the caller took nothing of an answer for {0:?}")]
     Untaken(Duration),
+    /// Nothing that begins HTTP/2, or not in time.
+    #[error("the caller did not begin HTTP/2 within {0:?}")]
+    Preface(Duration),
 }
 
 impl Cut {
@@ -45,6 +54,7 @@ impl Cut {
     pub(crate) fn limit(&self) -> Option<&'static str> {
         let error = match self {
             Self::Untaken(_) => return Some("untaken"),
+            Self::Preface(_) => return Some("too_slow"),
             Self::Http(error) => error,
         };
         let cause = error
@@ -99,6 +109,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = Response<Answered>> + Send + 'static,
 {
+    // The library would wait for the preface for ever.
+    let mut stream = Detecting::new(stream);
+    match timeout(patience.head, stream.spoken()).await {
+        Ok(Ok(Spoken::Http2)) => {}
+        _ => return Err(Cut::Preface(patience.head)),
+    }
+    let stream = stream.rewound();
     let untaken = Untaken::default();
     let service = {
         let untaken = untaken.clone();

@@ -1,6 +1,7 @@
 //! `proxy.yaml`: what was written, and what it means.
 
 pub mod delivery;
+mod limits;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -17,6 +18,8 @@ use postern_policies::{
     normalize::PathNormalization,
     yaml::{Fields, Node, Value, fields, read_one},
 };
+
+pub use self::limits::Patience;
 
 /// Everything that a proxy needs to know.
 #[derive(Debug, Clone)]
@@ -115,6 +118,8 @@ pub struct Inbound {
     pub handshake_timeout: Duration,
     /// A request may switch to WebSocket.
     pub websocket: bool,
+    /// How long a caller of HTTP may stand still.
+    pub patience: Patience,
 }
 
 /// Where the app is.
@@ -455,6 +460,7 @@ fn inbound(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Inbound> {
         "protocol",
         "handshakeTimeout",
         "upgrades",
+        "limits",
     ];
     let section = Fields::of(node, "inbound", &known, problems)?;
     let listen = match section.get("listen") {
@@ -482,12 +488,17 @@ fn inbound(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Inbound> {
         Some(node) => upgrades(node, problems),
         None => Some(true),
     };
+    let patience = match section.get("limits") {
+        Some(node) => limits::patience(node, problems),
+        None => Some(Patience::default()),
+    };
     Some(Inbound {
         listen: listen?,
         forward: forward?,
         protocol: protocol?,
         handshake_timeout: handshake_timeout?,
         websocket: websocket?,
+        patience: patience?,
     })
 }
 
@@ -688,7 +699,7 @@ const INBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 1
 mod tests {
     use std::path::Path;
 
-    use super::{Config, DocumentSource, Forward, Protocol};
+    use super::{Config, DocumentSource, Forward, Patience, Protocol};
 
     const SMALLEST: &str = "policies: {directory: p}\ninbound: {forward: '127.0.0.1:8080'}\n";
 
@@ -709,6 +720,8 @@ mod tests {
         let directory = DocumentSource::Directory("/etc/postern/p".into());
         assert_eq!(config.policies.policies, directory);
         assert!(!config.allow_dumpable && !config.reason_header);
+        assert!(config.inbound.websocket);
+        assert_eq!(config.inbound.patience, Patience::default());
     }
 
     #[track_caller]
@@ -733,6 +746,28 @@ mod tests {
                 "`drain` needs a unit",
             ],
         );
+    }
+
+    #[test]
+    fn upgrades_and_limits_are_read() {
+        let with = |more: &str| {
+            format!("policies: {{directory: p}}\ninbound: {{forward: '127.0.0.1:1', {more}}}")
+        };
+        let config = read(&with("upgrades: [], limits: {bodyTimeout: 2s}")).unwrap();
+        assert!(!config.inbound.websocket);
+        let body = std::time::Duration::from_secs(2);
+        let usual = Patience::default();
+        assert_eq!(config.inbound.patience, Patience { body, ..usual });
+        assert!(
+            read(&with("upgrades: [websocket]"))
+                .unwrap()
+                .inbound
+                .websocket
+        );
+        refused(&with("upgrades: [h2c]"), &["`h2c` is no known upgrade"]);
+        refused(&with("upgrades: websocket"), &["must be a list"]);
+        refused(&with("limits: {bodyTimeout: 0s}"), &["is no duration"]);
+        refused(&with("limits: {body: 2s}"), &["unknown field `body`"]);
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::{
     http::{
         body::Answered,
         headers::{self, FORWARDED_CLIENT_CERT, REASON, REQUEST_ID},
-        serve::{Clean, clean, own_answer, refuse_malformed, serve},
+        serve::{Clean, clean, own_answer, refuse_malformed, serve_within},
         upgrade,
     },
     listener,
@@ -385,7 +385,9 @@ async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         async move { caller.request(request).await }
     };
     // How the caller ends its connection is its business; what it asked is in the log.
-    let ended = serve(stream, http2, proxy.draining.clone(), answer).await;
+    let patience = proxy.config.inbound.patience;
+    let draining = proxy.draining.clone();
+    let ended = serve_within(patience, stream, http2, draining, answer).await;
     if let Err(cut) = &ended
         && let Some(reason) = cut.limit()
     {

@@ -43,3 +43,6 @@ mod relay;
 mod access_log;
 
 pub mod telemetry;
+
+#[doc(hidden)]
+pub mod peer_bytes;

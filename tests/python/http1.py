@@ -9,6 +9,7 @@ paths below `/denied`, the host `denied.example`, the method DELETE and the fiel
 import sys
 import threading
 import time
+from pathlib import Path
 from urllib.parse import unquote
 
 from wire import OK, Cut, Site, Table, body_of, exchange, finish, get, is_field, parse_fields, post
@@ -561,6 +562,34 @@ def websocket(site):
 
 
 @table.group
+def websocket_cut(site):
+    # FAULTS 91: the connection may not go on, and what it carries neither. Changes the policies.
+    over = threading.Event()
+
+    def echo_and_tell(end, reader, asked):
+        try:
+            return echo(end, reader, asked)
+        finally:
+            over.set()
+
+    site.app.reset(echo_and_tell)
+    file = Path(site.proxy.certificate).parent / "policies/policies.yaml"
+    allowed = file.read_text()
+    with site.proxy.connect() as end:
+        answers = exchange(end, [get("/", *WEBSOCKET)], 1, (), 0)
+        seen = answers.tunnel
+        while seen != b"first":
+            seen += end.recv(100)
+        new = file.with_suffix(".new")
+        new.write_text(allowed.replace("ingress: [{}]", "ingress: []"))
+        new.rename(file)
+        answers = exchange(end, [], None, (), 0)
+        site.check(answers.ended in ("closed", "cut", "ConnectionResetError"), "the caller", answers)
+        site.check(over.wait(20), "the app", "is still connected")
+    file.write_text(allowed)
+
+
+@table.group
 def no_websocket(site):
     # FAULTS 91: with `upgrades: []`. The app switches whatever it is asked.
     site.app.reset(SWITCHED)
@@ -573,6 +602,7 @@ def no_websocket(site):
 def pipelines(site):
     # FAULTS 92
     site.passes("two", get("/1") + get("/2"), count=2)
+    site.passes("a thousand", b"".join(get(f"/{n}") for n in range(1_000)), count=1_000)
     site.passes("ten", b"".join(get(f"/{n}") for n in range(10)), count=10)
     paths = [head.split(b" ")[1] for head in site.app.heads()]
     site.check(paths[:10] == [b"/%d" % n for n in range(10)], "ten", "the order", paths)
@@ -723,9 +753,32 @@ def slow_callers(site):
     wait("chunks that stop", post(CHUNKED, body=b"5\r\nhello\r\n"))
     for thread in waits:
         thread.join()
-    site.check(site.app.wait(lambda app: app.cut == 3), "bodies", "not cut", site.app.cut)
+    site.check(site.app.wait(lambda app: app.cut >= 3), "bodies", "not cut", site.app.cut)
     site.app.reset()
     site.works("slow callers")
+
+
+@table.group
+def no_reader(site):
+    # FAULTS 94, 129: with limits of a second. A caller that does not read ends; so does what it asked.
+    over = threading.Event()
+
+    def endless(end, reader, asked):
+        try:
+            end.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")
+            while True:
+                end.sendall(b"x" * 65_536)
+        finally:
+            over.set()
+
+    site.app.reset(endless)
+    before = site.memory()
+    with site.proxy.connect() as end:
+        end.sendall(get("/endless"))
+        site.check(over.wait(20), "a caller that does not read", "the app still sends")
+        grown = site.memory() - before
+        site.check(grown < 32, "a caller that does not read", f"grew by {grown:.0f} MiB")
+    site.works("a caller that does not read")
 
 
 @table.group
@@ -931,6 +984,6 @@ def server_first(site):
 
 
 if __name__ == "__main__":
-    elsewhere = ("no_websocket", "server_first", "detection_where_all_is_allowed")
+    elsewhere = ("no_reader", "no_websocket", "websocket_cut", "server_first", "detection_where_all_is_allowed")
     names = sys.argv[7:] or [name for name in table.groups if name not in elsewhere]
     table.run(Site(sys.argv[1:7]), names)

@@ -568,6 +568,32 @@ def streams(site):
 
 
 @table.group
+def silence(site):
+    # FAULTS 94, 100, 102: with limits of a second.
+    ends = {what: site.proxy.connect("h2") for what in ["nothing", "half a preface", "something else"]}
+    ends["half a preface"].sendall(PREFACE[:12])
+    ends["something else"].sendall(b"hello")
+    for what, end in ends.items():
+        end.settimeout(DEADLINE_SECONDS)
+        try:
+            while end.recv(1000):
+                pass
+        except socket.timeout:
+            site.check(False, what, "was not closed")
+        except (OSError, ssl.SSLError):
+            pass
+        end.close()
+    works(site, "silence")
+    site.app.reset(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1_000_000)
+    with Raw(site, setting(window=10)) as raw:
+        raw.ask(1, request("/large"))
+        raw.read(lambda raw: raw.goaway is not None)
+        site.check(raw.closed or raw.goaway is not None, "a small window", "never given up")
+        site.check(len(raw.streams[1].data) == 10, "a small window", len(raw.streams[1].data))
+    works(site, "a small window")
+
+
+@table.group
 def authorities(site):
     # FAULTS 103, 106, 112
     accepted = (400, "reset")
@@ -834,4 +860,5 @@ def grpc(site):
 
 
 if __name__ == "__main__":
-    table.run(Site(sys.argv[1:7]), sys.argv[7:])
+    names = sys.argv[7:] or [name for name in table.groups if name != "silence"]
+    table.run(Site(sys.argv[1:7]), names)

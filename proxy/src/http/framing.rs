@@ -169,12 +169,13 @@ impl Follower {
             return Err(Refused::ChunkExtension);
         }
         let (line, rest) = bytes.split_at_checked(end).unwrap_or_default();
+        let size = check_chunk_line(line)?;
         match rest {
             [b'\r', b'\n', ..] => {}
             [b'\r'] => return Ok(Step::More),
             _ => return Err(Refused::LineEnd),
         }
-        self.state = match check_chunk_line(line)? {
+        self.state = match size {
             0 => State::Trailers,
             size => State::Chunk(size),
         };

@@ -22,6 +22,7 @@ use super::{
     framing::{Follower, Step},
     head::Refused,
 };
+use crate::config::Patience;
 
 /// What the stream and the service tell each other. Requests are numbered as they come.
 #[derive(Debug, Default)]
@@ -78,15 +79,6 @@ impl Wire {
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// How long a stream may stand still.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
-    /// The rest of a body is waited for.
-    pub(crate) body: Duration,
-    /// The caller does not read.
-    pub(crate) write: Duration,
 }
 
 /// The watched stream.
@@ -440,6 +432,7 @@ mod tests {
     use super::{Guarded, MARKER, Patience, Refused, Wire};
 
     const PATIENCE: Patience = Patience {
+        head: Duration::from_secs(30),
         body: Duration::from_millis(50),
         write: Duration::from_secs(30),
     };

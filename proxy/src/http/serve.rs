@@ -16,17 +16,24 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use postern_policies::normalize::{self, HostRefused, PathNormalization, PathRefused};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     body::{Answered, Asked, Untaken},
-    guard::{Guarded, Patience, Wire},
+    guard::{Guarded, Wire},
     head::{self, MAX_HEAD_BYTES},
     headers,
     upgrade::{Tunnels, offers_websocket},
 };
-use crate::pool::{CONNECTION_WINDOW, MAX_HEADER_LIST_BYTES, MAX_HEADERS, STREAM_WINDOW};
+use crate::{
+    config::Patience,
+    detect::{Detecting, Spoken},
+    pool::{CONNECTION_WINDOW, MAX_HEADER_LIST_BYTES, MAX_HEADERS, STREAM_WINDOW},
+};
 
 /// Why a connection did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -35,15 +42,19 @@ pub(crate) enum Cut {
     #[error(transparent)]
     Http(#[from] hyper::Error),
     /// Answers that nobody took.
-    #[error("the caller took nothing of an answer for {} seconds", PATIENCE.write.as_secs())]
-    Untaken,
+    #[error("the caller took nothing of an answer for {0:?}")]
+    Untaken(Duration),
+    /// Nothing that begins HTTP/2, or not in time.
+    #[error("the caller did not begin HTTP/2 within {0:?}")]
+    Preface(Duration),
 }
 
 impl Cut {
     /// The limit that was reached, if it was one of ours.
     pub(crate) fn limit(&self) -> Option<&'static str> {
         let error = match self {
-            Self::Untaken => return Some("untaken"),
+            Self::Untaken(_) => return Some("untaken"),
+            Self::Preface(_) => return Some("too_slow"),
             Self::Http(error) => error,
         };
         let cause = error
@@ -66,14 +77,30 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = Response<Answered>> + Send + 'static,
 {
+    serve_within(Patience::default(), stream, is_http2, draining, answer).await
+}
+
+/// Serves a connection of a caller that may stand still for so long and no longer.
+pub(crate) async fn serve_within<S, F>(
+    patience: Patience,
+    stream: S,
+    is_http2: bool,
+    draining: CancellationToken,
+    answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+) -> Result<(), Cut>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = Response<Answered>> + Send + 'static,
+{
     if is_http2 {
-        serve_http2(stream, draining, answer).await
+        serve_http2(patience, stream, draining, answer).await
     } else {
-        serve_http1(stream, draining, answer).await
+        serve_http1(patience, stream, draining, answer).await
     }
 }
 
 async fn serve_http2<S, F>(
+    patience: Patience,
     stream: S,
     draining: CancellationToken,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
@@ -82,6 +109,13 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = Response<Answered>> + Send + 'static,
 {
+    // The library would wait for the preface for ever.
+    let mut stream = Detecting::new(stream);
+    match timeout(patience.head, stream.spoken()).await {
+        Ok(Ok(Spoken::Http2)) => {}
+        _ => return Err(Cut::Preface(patience.head)),
+    }
+    let stream = stream.rewound();
     let untaken = Untaken::default();
     let service = {
         let untaken = untaken.clone();
@@ -101,24 +135,26 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+        .max_send_buf_size(MAX_SEND_BYTES)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(10))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let mut nobody_takes = std::pin::pin!(untaken.for_longer_than(PATIENCE.write));
+    let mut nobody_takes = std::pin::pin!(untaken.for_longer_than(patience.write));
     tokio::select! {
         ended = connection.as_mut() => return Ok(ended?),
-        () = nobody_takes.as_mut() => return Err(Cut::Untaken),
+        () = nobody_takes.as_mut() => return Err(Cut::Untaken(patience.write)),
         () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         ended = connection => Ok(ended?),
-        () = nobody_takes => Err(Cut::Untaken),
+        () = nobody_takes => Err(Cut::Untaken(patience.write)),
     }
 }
 
 /// Below the library the stream is watched: see [`Guarded`].
 async fn serve_http1<S, F>(
+    patience: Patience,
     stream: S,
     draining: CancellationToken,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
@@ -128,7 +164,7 @@ where
     F: Future<Output = Response<Answered>> + Send + 'static,
 {
     let (wire, tunnels) = (Arc::new(Wire::default()), Tunnels::default());
-    let stream = Guarded::new(stream, wire.clone(), PATIENCE);
+    let stream = Guarded::new(stream, wire.clone(), patience);
     let service = {
         let tunnels = tunnels.clone();
         service_fn(move |mut request: Request<Incoming>| {
@@ -152,7 +188,7 @@ where
     };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(patience.head)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
         .half_close(true)
@@ -418,10 +454,6 @@ const METHODS: [&str; 32] = [
 const MAX_STREAMS: u32 = 100;
 const MAX_PENDING_RESETS: usize = 20;
 const MAX_LOCAL_RESETS: usize = 128;
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A caller that sends no more of a body, or reads no more of an answer, is waited for this long.
-const PATIENCE: Patience = Patience {
-    body: Duration::from_secs(20),
-    write: Duration::from_secs(30),
-};
+/// What is kept of an answer that its caller does not read yet, for each stream.
+const MAX_SEND_BYTES: usize = 128 << 10;

@@ -53,6 +53,10 @@ spec:
   - when: [{key: 'request.headers[x-deny]', values: ['yes']}]
 ";
 
+/// Limits that a test can wait for.
+pub(crate) const SHORT_LIMITS: &str =
+    ", limits: {headTimeout: 1s, bodyTimeout: 1s, writeTimeout: 1s}";
+
 /// A proxy between a script that is the caller and the same script that is the app.
 pub(crate) struct Between {
     pub(crate) world: World,
@@ -203,6 +207,12 @@ fn a_websocket_carries_bytes_both_ways() {
 }
 
 #[test]
+fn a_websocket_ends_when_its_caller_is_no_longer_allowed() {
+    // FAULTS 91
+    holds("websocket_cut");
+}
+
+#[test]
 fn no_websocket_is_opened_where_the_configuration_says_so() {
     // FAULTS 91
     Between::start("http1.py", ", upgrades: []").holds(&["no_websocket"]);
@@ -229,7 +239,13 @@ fn a_body_that_is_too_short_never_ends_cleanly() {
 #[test]
 fn slow_callers_are_cut_off() {
     // FAULTS 94
-    holds("slow_callers");
+    Between::start("http1.py", SHORT_LIMITS).holds(&["slow_callers"]);
+}
+
+#[test]
+fn a_caller_that_does_not_read_is_cut_off() {
+    // FAULTS 94
+    Between::start("http1.py", SHORT_LIMITS).holds(&["no_reader"]);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! The cases are tables in `tests/python/http2.py`; see `http1`. In each a good caller is served
 //! meanwhile or afterwards, and the proxy's memory stays within a bound.
 
-use super::http1::Between;
+use super::http1::{Between, SHORT_LIMITS};
 
 #[track_caller]
 fn holds(group: &str) {
@@ -68,4 +68,10 @@ fn lengths_and_data_must_agree() {
 fn grpc_keeps_trailers_deadlines_and_cancellations() {
     // FAULTS 107, 114
     holds("grpc");
+}
+
+#[test]
+fn callers_that_say_or_take_nothing_are_cut_off() {
+    // FAULTS 94, 100
+    Between::start("http2.py", SHORT_LIMITS).holds(&["silence"]);
 }

@@ -1,0 +1,56 @@
+//! What must hold for any bytes of a peer.
+
+use postern_proxy::peer_bytes::{fields, requests, spoken};
+
+/// The first bytes have one meaning, and more of them do not change it.
+pub(crate) fn detect(bytes: &[u8]) {
+    let mut meaning = None;
+    for length in 0..bytes.len().min(128) {
+        let now = spoken(&bytes[..length]);
+        if meaning.is_some() {
+            assert_eq!(now, meaning, "{length} bytes");
+        }
+        meaning = now;
+    }
+}
+
+/// What passes does not depend on the pieces in which it came; it passes a second time; and it holds
+/// no line end that two programs could read differently.
+pub(crate) fn follow(bytes: &[u8]) {
+    let (passed, refused) = requests(bytes, bytes.len());
+    for piece in [1, 2, 7] {
+        let (again, why) = requests(bytes, piece);
+        assert_eq!(again, passed, "pieces of {piece}");
+        // Which of two mistakes is told depends on what came first.
+        assert_eq!(why.is_some(), refused.is_some(), "pieces of {piece}");
+    }
+    let (twice, why) = requests(&passed, passed.len());
+    assert_eq!(twice, passed);
+    assert_eq!(why, None);
+    assert!(passed.len() <= bytes.len());
+}
+
+/// Nothing that an app could take for an identity passes, and nothing of one connection alone.
+pub(crate) fn clean(bytes: &[u8]) {
+    for (name, _) in fields(bytes) {
+        let name = name.replace('_', "-");
+        let is_identity = [
+            "x-forwarded-client-cert",
+            "x-spiffe-id",
+            "x-client-identity",
+        ];
+        assert!(!is_identity.contains(&name.as_str()), "{name}");
+        assert!(!name.starts_with("x-postern-"), "{name}");
+        let of_one = [
+            "connection",
+            "transfer-encoding",
+            "upgrade",
+            "keep-alive",
+            "proxy-connection",
+        ];
+        assert!(!of_one.contains(&name.as_str()), "{name}");
+    }
+    let ids = fields(bytes);
+    let ids = ids.iter().filter(|(name, _)| name == "x-request-id");
+    assert_eq!(ids.count(), 1);
+}

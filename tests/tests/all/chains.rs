@@ -581,10 +581,10 @@ fn wrong(world: &World, pki: &Pki) -> Vec<(String, Shown)> {
     );
 
     let constrained = |permitted: &str| {
-        let subtree = GeneralSubtree::DnsName(permitted.to_owned());
+        let permitted = permitted.to_owned();
         pki.root.below("constrained", &move |params| {
             params.name_constraints = Some(NameConstraints {
-                permitted_subtrees: vec![subtree_of(&subtree)],
+                permitted_subtrees: vec![GeneralSubtree::DnsName(permitted.clone())],
                 excluded_subtrees: Vec::new(),
             });
         })
@@ -665,13 +665,6 @@ fn wrong(world: &World, pki: &Pki) -> Vec<(String, Shown)> {
         last.with(&namesakes.iter().collect::<Vec<_>>()),
     );
     all
-}
-
-fn subtree_of(one: &GeneralSubtree) -> GeneralSubtree {
-    match one {
-        GeneralSubtree::DnsName(name) => GeneralSubtree::DnsName(name.clone()),
-        other => panic!("{other:?}"),
-    }
 }
 
 fn certified(shown: &Shown) -> Option<CertifiedKey> {

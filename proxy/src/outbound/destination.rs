@@ -2,7 +2,8 @@
 //! us. Shell around `resolve`, `balance`, `outlier` and `retry_budget`.
 
 use std::{
-    net::SocketAddr,
+    io,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -14,7 +15,10 @@ use dashmap::DashMap;
 use postern_policies::model::workload::{Workload, WorkloadName};
 use postern_spiffe::SpiffeId;
 use rustls_pki_types::ServerName;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+};
 
 use super::{
     address::{Own, is_here},
@@ -246,27 +250,34 @@ impl Destination {
         lock(&self.names).iter().any(|name| name.is_due(now))
     }
 
-    /// Asks for the names whose answers are old.
+    /// Asks for the names whose answers are old, for all at once: one that is silent holds up no
+    /// other.
     async fn look_up(&self) {
         let now = Instant::now();
-        let due: Vec<Arc<str>> = lock(&self.names)
-            .iter()
-            .filter(|name| name.is_due(now))
-            .map(|name| name.name().clone())
-            .collect();
-        for name in due {
-            let found = self.shared.resolver.look_up(&name).await;
-            if let Err(error) = &found {
-                self.shared.metrics.upstream.lookups_failed.inc();
-                tracing::warn!(dst.workload = %self.workload, %name, %error, "a name cannot be looked up");
-            }
-            let refresh = self.shared.settings.dns_refresh;
-            let mut names = lock(&self.names);
-            if let Some(answers) = names.iter_mut().find(|one| *one.name() == name) {
-                answers.answered(found.ok(), refresh, Instant::now());
-            }
+        let mut looking = JoinSet::new();
+        for name in lock(&self.names).iter().filter(|name| name.is_due(now)) {
+            let (name, shared) = (name.name().clone(), self.shared.clone());
+            looking.spawn(async move {
+                let found = shared.resolver.look_up(&name).await;
+                (name, found)
+            });
+        }
+        while let Some(Ok((name, found))) = looking.join_next().await {
+            self.answered(&name, found);
         }
         self.renew();
+    }
+
+    fn answered(&self, name: &Arc<str>, found: io::Result<Vec<IpAddr>>) {
+        if let Err(error) = &found {
+            self.shared.metrics.upstream.lookups_failed.inc();
+            tracing::warn!(dst.workload = %self.workload, %name, %error, "a name cannot be looked up");
+        }
+        let refresh = self.shared.settings.dns_refresh;
+        let mut names = lock(&self.names);
+        if let Some(answers) = names.iter_mut().find(|one| one.name() == name) {
+            answers.answered(found.ok(), refresh, Instant::now());
+        }
     }
 
     /// Puts the addresses together anew; what is known of an endpoint that stays is kept.

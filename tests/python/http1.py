@@ -980,9 +980,10 @@ def server_first(site):
         site.check(seen == b"220 hello\r\n", "the app speaks first", seen)
     site.app.greeting = b""
     site.app.reset(lambda end, reader, asked: end.sendall(b"pong"))
-    with site.proxy.connect(None) as end:
-        end.sendall(b"ping\r\n\r\n")
-        site.check(end.recv(100) == b"pong", "opaque bytes", "")
+    for words in [b"ping\r\n\r\n", b"get hello\r\n\r\n", b"get /key\r\n\r\n", b"\0\1\r\n\r\n"]:
+        with site.proxy.connect(None) as end:
+            end.sendall(words)
+            site.check(end.recv(100) == b"pong", "opaque bytes", words)
 
 
 if __name__ == "__main__":

@@ -52,11 +52,24 @@ pub(crate) fn classify(first: &[u8]) -> Option<Spoken> {
     match rest {
         [] if letters <= LONGEST_METHOD => None,
         [b' '] if letters > 0 && !is_capital => None,
-        [b' ', b'/' | b'*' | b'h' | b'H', ..] if letters > 0 && !could_be_http2 => {
-            Some(Spoken::Http1)
-        }
         [b' ', ..] if letters > 0 && is_capital && !could_be_http2 => Some(Spoken::Http1),
+        [b' ', b'/' | b'*' | b'h' | b'H', ..] if letters > 0 && !is_capital => of_line(rest),
         [_, ..] if could_be_http2 => None,
+        _ => Some(Spoken::Other),
+    }
+}
+
+/// Words in lower case are no method, and many protocols begin with some. Only a line that names
+/// HTTP itself is taken for a request.
+fn of_line(line: &[u8]) -> Option<Spoken> {
+    let end = line.iter().position(|byte| *byte == b'\n');
+    let names_http = |line: &[u8]| {
+        line.windows(6)
+            .any(|part| part.eq_ignore_ascii_case(b" HTTP/"))
+    };
+    match end.and_then(|end| line.get(..end)) {
+        Some(line) if names_http(line) => Some(Spoken::Http1),
+        None if line.len() < LONGEST_LINE => None,
         _ => Some(Spoken::Other),
     }
 }
@@ -215,6 +228,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// No method that anybody uses is longer.
 const LONGEST_METHOD: usize = 24;
 
+/// A longer first line in lower case is not waited for.
+const LONGEST_LINE: usize = 16 << 10;
+
 /// Empty lines and spaces that a server could skip.
 const MOST_SPACES: usize = 16;
 
@@ -241,8 +257,11 @@ mod tests {
             (b"\r\n\r\nGET /", Some(Spoken::Http1)),
             (b"get", None),
             (b"get ", None),
-            (b"get /", Some(Spoken::Http1)),
-            (b"Get http", Some(Spoken::Http1)),
+            (b"get /", None),
+            (b"get / HTTP/1.1\r\n", Some(Spoken::Http1)),
+            (b"Get http://a/ http/1.1\r\n", Some(Spoken::Http1)),
+            (b"get /key\r\n", Some(Spoken::Other)),
+            (b"get hello\r\n", Some(Spoken::Other)),
             (b"get key\r\n", Some(Spoken::Other)),
             (b"stats items\r\n", Some(Spoken::Other)),
             (b"ruok\n", Some(Spoken::Other)),

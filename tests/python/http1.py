@@ -186,6 +186,8 @@ def fields_and_line_ends(site):
         site.refused(f"{what}, second", get() + request, before=1)
         pieces = [request[:9], request[9:-1], request[-1:]]
         site.refused(f"{what}, in pieces", *pieces, pause=0.02)
+    site.refused("HTTP/0.9", b"GET /\r\n")
+    site.refused("a line that is none", b"hello\r\n")
     for version in ["HTTP/1.2", "HTTP/2.0", "HTTP/3.0", "HTTP/0.9", "HTTP/1", "HTTP/1.10"]:
         site.refused(version, get(version=version), status=[400, 505])
     answers = site.passes("above ASCII in a value", get("/", "X: caf\xe9"))
@@ -978,9 +980,10 @@ def server_first(site):
         site.check(seen == b"220 hello\r\n", "the app speaks first", seen)
     site.app.greeting = b""
     site.app.reset(lambda end, reader, asked: end.sendall(b"pong"))
-    with site.proxy.connect(None) as end:
-        end.sendall(b"ping\r\n\r\n")
-        site.check(end.recv(100) == b"pong", "opaque bytes", "")
+    for words in [b"ping\r\n\r\n", b"get hello\r\n\r\n", b"get /key\r\n\r\n", b"\0\1\r\n\r\n"]:
+        with site.proxy.connect(None) as end:
+            end.sendall(words)
+            site.check(end.recv(100) == b"pong", "opaque bytes", words)
 
 
 if __name__ == "__main__":

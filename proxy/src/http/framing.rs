@@ -18,6 +18,8 @@ pub(crate) struct Follower {
     state: State,
     /// How far an unfinished head or trailer section was looked at.
     scanned: usize,
+    /// The request line of an unfinished head is good.
+    line_is_good: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,12 +99,24 @@ impl Follower {
                 _ => {}
             }
         }
+        let before = self.scanned;
         let Some(end) = self.end_of_section(bytes)? else {
             if bytes.len() > MAX_HEAD_BYTES {
                 return Err(too_long(bytes));
             }
+            let fresh = bytes.get(before..).unwrap_or_default();
+            // A line that is none is told at once: who sent it may never send more.
+            let whole = bytes.strip_suffix(b"\r").unwrap_or(bytes);
+            if !self.line_is_good
+                && fresh.contains(&b'\n')
+                && let Some(line) = Lines(whole).next()
+            {
+                head::request_line(line?)?;
+                self.line_is_good = true;
+            }
             return Ok(Step::More);
         };
+        self.line_is_good = false;
         if end > MAX_HEAD_BYTES {
             return Err(too_long(bytes));
         }
@@ -407,6 +421,14 @@ mod tests {
             check(bad, "", Err(Refused::LineEnd));
             check(&format!("{GET}{bad}"), GET, Err(Refused::LineEnd));
         }
+    }
+
+    #[test]
+    fn a_bad_request_line_is_refused_before_the_head_ends() {
+        check("GET /\r\n", "", Err(Refused::RequestLine));
+        check(&format!("{GET}hello\r\n"), GET, Err(Refused::RequestLine));
+        check("GET / HTTP/3.0\r\nHost", "", Err(Refused::Version));
+        check("GET / HTTP/1.1\r\nHost", "", Ok(()));
     }
 
     #[test]

@@ -127,23 +127,31 @@ impl<S> Guarded<S> {
     /// Looks at new bytes; `Some(n)` where the first `n` pass as they are and all else is held,
     /// `None` where what passes was put into `ready`.
     fn look(&mut self, fresh: &[u8]) -> Option<usize> {
-        let joined;
-        let all = if self.held.is_empty() {
-            fresh
-        } else {
-            self.held.extend_from_slice(fresh);
-            joined = std::mem::take(&mut self.held);
-            &joined
-        };
-        let was_held = all.len() != fresh.len();
-        let looked = self.walk(all);
-        self.held = all.get(looked.seen..).unwrap_or_default().to_vec();
-        match looked.replaced {
-            Some(bytes) => self.ready = bytes,
-            None if was_held => {
-                self.ready = all.get(..looked.seen).unwrap_or_default().to_vec();
+        if self.held.is_empty() {
+            let looked = self.walk(fresh);
+            self.held = fresh.get(looked.seen..).unwrap_or_default().to_vec();
+            return match looked.replaced {
+                None => Some(looked.seen),
+                Some(bytes) => {
+                    self.ready = bytes;
+                    None
+                }
+            };
+        }
+        let mut all = std::mem::take(&mut self.held);
+        all.extend_from_slice(fresh);
+        let looked = self.walk(&all);
+        let seen = looked.seen.min(all.len());
+        self.ready = match looked.replaced {
+            Some(bytes) => {
+                all.drain(..seen);
+                bytes
             }
-            None => return Some(looked.seen),
+            None => all.drain(..seen).collect(),
+        };
+        // Nothing is kept for a connection that waits for its next request.
+        if !all.is_empty() {
+            self.held = all;
         }
         None
     }

@@ -151,7 +151,7 @@ pub(crate) fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Refused> {
 }
 
 /// Is it HTTP/1.0? Any method is taken here: which of them may pass is asked later.
-fn request_line(line: &[u8]) -> Result<bool, Refused> {
+pub(crate) fn request_line(line: &[u8]) -> Result<bool, Refused> {
     let mut words = line.split(|byte| *byte == b' ');
     let (method, target, version) = match (words.next(), words.next(), words.next(), words.next()) {
         (Some(method), Some(target), Some(version), None) => (method, target, version),

@@ -104,8 +104,8 @@ impl Answered {
     }
 
     /// Is watched for a caller that does not take it.
-    pub(crate) fn watched(mut self, untaken: &Untaken) -> Self {
-        self.untaken = Some(untaken.place());
+    pub(crate) fn watched(mut self, untaken: &Untaken, is_stream: bool) -> Self {
+        self.untaken = Some(untaken.place(is_stream));
         self
     }
 }
@@ -160,48 +160,80 @@ impl Drop for Answered {
 }
 
 /// The answers of a connection that have something to send which the caller does not take.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Untaken(Arc<Shared>);
+///
+/// A connection is shared: one answer that waits is no reason to end the others. Only where none of
+/// them moved either is the caller gone.
+#[derive(Debug, Clone)]
+pub(crate) struct Untaken {
+    all: Arc<Shared>,
+    patience: Duration,
+}
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
-    since: Mutex<Since>,
+    waiting: Mutex<Waiting>,
     some: Notify,
 }
 
-#[derive(Debug, Default)]
-struct Since {
+#[derive(Debug)]
+struct Waiting {
     next: u64,
+    /// Until when each answer may wait.
     answers: HashMap<u64, Instant>,
+    /// When something of any answer was taken.
+    moved: Instant,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Since> {
-        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Untaken {
-    fn place(&self) -> Place {
-        let mut since = self.0.lock();
-        since.next += 1;
-        let number = since.next;
-        drop(since);
-        let place = Place {
-            all: self.0.clone(),
-            number,
+    pub(crate) fn new(patience: Duration) -> Self {
+        let waiting = Waiting {
+            next: 0,
+            answers: HashMap::new(),
+            moved: Instant::now(),
         };
-        // A library asks for the first frame only where the caller has room for it.
-        place.polled(true);
-        place
+        Self {
+            all: Arc::new(Shared {
+                waiting: Mutex::new(waiting),
+                some: Notify::new(),
+            }),
+            patience,
+        }
     }
 
-    /// Waits until an answer was not taken for so long.
-    pub(crate) async fn for_longer_than(&self, patience: Duration) {
+    /// A place for an answer. Streams of messages may wait longer: who takes them may be at work on
+    /// the last one.
+    fn place(&self, is_stream: bool) -> Place {
+        let patience = self.patience * if is_stream { STREAM_PATIENCE } else { 1 };
+        let mut waiting = self.all.lock();
+        waiting.next += 1;
+        let number = waiting.next;
+        // A library asks for the first frame only where the caller has room for it.
+        waiting.answers.insert(number, Instant::now() + patience);
+        drop(waiting);
+        self.all.some.notify_one();
+        Place {
+            all: self.all.clone(),
+            number,
+            patience,
+        }
+    }
+
+    /// Waits until an answer waited too long, and nothing else moved.
+    pub(crate) async fn for_too_long(&self) {
         loop {
-            let oldest = self.0.lock().answers.values().min().copied();
-            match oldest.map(|oldest| patience.saturating_sub(oldest.elapsed())) {
-                None => self.0.some.notified().await,
+            let due = {
+                let waiting = self.all.lock();
+                let due = waiting.answers.values().min().copied();
+                due.map(|due| due.max(waiting.moved + self.patience))
+            };
+            match due.map(|due| due.saturating_duration_since(Instant::now())) {
+                None => self.all.some.notified().await,
                 Some(Duration::ZERO) => return,
                 Some(left) => tokio::time::sleep(left).await,
             }
@@ -214,17 +246,20 @@ impl Untaken {
 struct Place {
     all: Arc<Shared>,
     number: u64,
+    patience: Duration,
 }
 
 impl Place {
     /// The library asked for more. If it got some, what comes next depends on the caller.
     fn polled(&self, got_some: bool) {
-        let mut since = self.all.lock();
+        let now = Instant::now();
+        let mut waiting = self.all.lock();
         if got_some {
-            since.answers.insert(self.number, Instant::now());
+            waiting.moved = now;
+            waiting.answers.insert(self.number, now + self.patience);
             self.all.some.notify_one();
         } else {
-            since.answers.remove(&self.number);
+            waiting.answers.remove(&self.number);
         }
     }
 }
@@ -235,26 +270,46 @@ impl Drop for Place {
     }
 }
 
+/// How many times longer a stream of messages may wait.
+const STREAM_PATIENCE: u32 = 10;
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        task::{Context, Waker},
+        time::Duration,
+    };
 
     use super::Untaken;
+
+    fn is_over(untaken: &Untaken) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        let over = std::pin::pin!(untaken.for_too_long());
+        over.poll(&mut context).is_ready()
+    }
 
     #[tokio::test]
     async fn only_an_answer_that_nobody_takes_is_told() {
         // FAULTS 100
-        let untaken = Untaken::default();
-        let (waiting, gone, stuck) = (untaken.place(), untaken.place(), untaken.place());
+        let untaken = Untaken::new(Duration::from_millis(20));
+        let (waiting, gone) = (untaken.place(false), untaken.place(false));
         waiting.polled(false);
         drop(gone);
-        untaken.for_longer_than(Duration::from_millis(20)).await;
-        drop(stuck);
-        let nobody = untaken.for_longer_than(Duration::ZERO);
-        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        let mut nobody = std::pin::pin!(nobody);
-        assert!(nobody.as_mut().poll(&mut context).is_pending());
+        assert!(!is_over(&untaken));
+        let stuck = untaken.place(false);
+        untaken.for_too_long().await;
+        // Another answer moves: the caller is there.
         waiting.polled(true);
-        nobody.await;
+        waiting.polled(false);
+        assert!(!is_over(&untaken));
+        untaken.for_too_long().await;
+        drop(stuck);
+        assert!(!is_over(&untaken));
+        // A stream of messages may wait longer than that.
+        let _stream = untaken.place(true);
+        waiting.polled(true);
+        drop(waiting);
+        assert!(!is_over(&untaken));
+        untaken.for_too_long().await;
     }
 }

@@ -116,14 +116,17 @@ where
         _ => return Err(Cut::Preface(patience.head)),
     }
     let stream = stream.rewound();
-    let untaken = Untaken::default();
+    let untaken = Untaken::new(patience.write);
     let service = {
         let untaken = untaken.clone();
         service_fn(move |request| {
             let (answer, untaken) = (answer.clone(), untaken.clone());
             async move {
                 let response = answer(request).await;
-                Ok::<_, Infallible>(response.map(|body| body.watched(&untaken)))
+                let kind = response.headers().get(CONTENT_TYPE);
+                let is_stream =
+                    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+                Ok::<_, Infallible>(response.map(|body| body.watched(&untaken, is_stream)))
             }
         })
     };
@@ -140,7 +143,7 @@ where
         .keep_alive_timeout(Duration::from_secs(10))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let mut nobody_takes = std::pin::pin!(untaken.for_longer_than(patience.write));
+    let mut nobody_takes = std::pin::pin!(untaken.for_too_long());
     tokio::select! {
         ended = connection.as_mut() => return Ok(ended?),
         () = nobody_takes.as_mut() => return Err(Cut::Untaken(patience.write)),

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, process::Command};
 use postern_tests::{
     binaries,
     certificates::Authority,
-    root, run,
+    eventually, root, run,
     world::{App, World, free_address},
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose, SanType};
@@ -254,6 +254,30 @@ fn plaintext_and_old_tls_are_refused() {
     assert!(!plain.status.success() && plain.stdout.is_empty());
     assert_eq!(site.curl(&["--tls-max", "1.2"], "/api/v1/orders"), 0);
     assert_eq!(site.app.reached(), 0);
+}
+
+#[test]
+fn without_a_policy_that_is_meant_for_it_an_app_is_reached_by_nobody() {
+    // FAULTS 109
+    let site = Site::start();
+    site.leaf(|_| {});
+    assert_eq!(site.curl(&[], "/api/v1/orders"), 200);
+    let folder = site.world.path().join("policies");
+    let other = std::fs::read_to_string(folder.join("web-authorization.yaml")).unwrap();
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let refused = || [0, 403].contains(&site.curl(&[], "/api/v1/orders"));
+    eventually("no policy at all", || refused().then_some(())).unwrap();
+    let reached = site.app.reached();
+    for text in ["", "# nothing\n", &other.replace("web", "other")] {
+        site.world.write("policies/one.yaml", text).unwrap();
+        site.world
+            .signal("proxy", rustix::process::Signal::HUP)
+            .unwrap();
+        assert!((0..10).all(|_| refused()), "{text}");
+    }
+    assert_eq!(site.app.reached(), reached);
 }
 
 #[test]

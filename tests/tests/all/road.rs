@@ -5,6 +5,11 @@ use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use postern_tests::{
@@ -197,6 +202,7 @@ fn an_app_reaches_what_it_may_reach_and_nothing_else() {
 
 #[test]
 fn rotation_loses_no_request() {
+    // FAULTS 132
     let road = Road::new(&Start::AgentFirst, "4s");
     let expires = || road.metric("postern_proxy_identity_expires_seconds");
     let mut seen = vec![eventually("the identity's end", expires).unwrap()];
@@ -213,7 +219,7 @@ fn rotation_loses_no_request() {
 
 #[test]
 fn a_server_with_another_identity_is_not_spoken_to() {
-    // FAULTS 66
+    // FAULTS 70
     let road = Road::new(&Start::AgentFirst, "1h");
     assert_eq!(curl(road.web, &[], "/api/orders"), 200);
     let path = road.world.path().join("directory/workloads.yaml");
@@ -233,7 +239,7 @@ fn a_server_with_another_identity_is_not_spoken_to() {
 
 #[test]
 fn a_changed_policy_holds_for_connections_that_are_open() {
-    // FAULTS 90
+    // FAULTS 124
     let road = Road::new(&Start::AgentFirst, "1h");
     let mut stream = TcpStream::connect(road.web).unwrap();
     let mut ask = || {
@@ -259,6 +265,7 @@ fn a_changed_policy_holds_for_connections_that_are_open() {
 
 #[test]
 fn a_proxy_waits_for_its_agent_and_says_so() {
+    // FAULTS 130
     let mut road = Road::new(&Start::AgentMissing, "1h");
     road.world
         .said(
@@ -281,7 +288,7 @@ fn a_proxy_waits_for_its_agent_and_says_so() {
 
 #[test]
 fn the_road_stays_open_while_the_agent_is_away_and_its_root_survives() {
-    // FAULTS 118
+    // FAULTS 135
     let mut road = Road::new(&Start::AgentFirst, "1h");
     let state = road.world.path().join("state/authority.json");
     let before = fs::read(&state).unwrap();
@@ -300,4 +307,179 @@ fn the_road_stays_open_while_the_agent_is_away_and_its_root_survives() {
         before,
         "the authority is the same"
     );
+}
+
+#[test]
+fn without_the_agent_the_road_is_open_until_the_identities_end_and_closed_from_then_on() {
+    // FAULTS 131
+    let mut road = Road::new(&Start::AgentFirst, "6s");
+    get(road.web).unwrap();
+    road.world.signal("agent", Signal::KILL).unwrap();
+    road.world.ended("agent").unwrap();
+    get(road.web).unwrap();
+    eventually("the end of the identities", || {
+        get(road.web).is_err().then_some(())
+    })
+    .unwrap();
+    let reached = road.app.reached();
+    let open = curl(road.web, &[], "/api/orders");
+    assert!(open == 0 || open == 503, "{open}");
+    assert_eq!(
+        road.app.reached(),
+        reached,
+        "nothing passes in plaintext either"
+    );
+    // And open again when it is back.
+    let workloads = road.world.path().join("directory/workloads.yaml");
+    let workloads = fs::read_to_string(workloads).unwrap();
+    road.world.agent(&workloads).unwrap();
+    eventually("the road to be open again", || get(road.web).ok()).unwrap();
+}
+
+/// Asks again and again over kept connections until it is told to stop; tells how often, and what
+/// went wrong.
+fn ask_steadily(to: SocketAddr, stop: &AtomicBool) -> (usize, Vec<String>) {
+    let (mut asked, mut failed) = (0, Vec::new());
+    let mut kept: Option<TcpStream> = None;
+    while !stop.load(Ordering::Relaxed) {
+        let mut stream = match kept.take() {
+            Some(stream) => stream,
+            None => TcpStream::connect(to).unwrap(),
+        };
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        asked += 1;
+        match ask_once(&mut stream) {
+            Ok(true) => kept = Some(stream),
+            Ok(false) => {}
+            Err(problem) => failed.push(problem),
+        }
+        // About five hundred a second.
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+    (asked, failed)
+}
+
+/// Tells whether the connection may be used again.
+fn ask_once(stream: &mut TcpStream) -> Result<bool, String> {
+    stream
+        .write_all(b"GET /api/orders HTTP/1.1\r\nhost: web\r\n\r\n")
+        .map_err(|error| error.to_string())?;
+    let mut answer = Vec::new();
+    let mut piece = [0; 4096];
+    while !answer.ends_with(b"hello\n") {
+        match stream.read(&mut piece) {
+            Ok(0) => return Err(format!("cut: {}", String::from_utf8_lossy(&answer))),
+            Ok(read) => answer.extend_from_slice(piece.get(..read).unwrap()),
+            Err(error) => return Err(error.to_string()),
+        }
+        if answer.starts_with(b"HTTP/1.1 ") && !answer.starts_with(b"HTTP/1.1 200") {
+            return Err(String::from_utf8_lossy(&answer).into_owned());
+        }
+    }
+    let text = String::from_utf8_lossy(&answer).to_lowercase();
+    Ok(!text.contains("connection: close"))
+}
+
+/// Open descriptors and resident memory in KiB.
+fn held(road: &Road, pod: &str) -> (usize, usize) {
+    let pid = road.world.pid(pod).unwrap();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS"));
+    let resident = line.unwrap().split_whitespace().nth(1).unwrap();
+    (open, resident.parse().unwrap())
+}
+
+#[test]
+fn twenty_seconds_of_rotations_reloads_and_a_killed_agent_lose_no_request() {
+    // FAULTS 132, 135
+    let mut road = Road::new(&Start::AgentFirst, "6s");
+    let (web, stop) = (road.web, Arc::new(AtomicBool::new(false)));
+    let stopped = stop.clone();
+    let caller = std::thread::spawn(move || ask_steadily(web, &stopped));
+    let workloads = road.world.path().join("directory/workloads.yaml");
+    let workloads = fs::read_to_string(workloads).unwrap();
+    let policies = fs::read_to_string(road.world.path().join("policies/rules.yaml")).unwrap();
+    let mut before = None;
+    let end = Instant::now() + Duration::from_secs(20);
+    for round in 0.. {
+        std::thread::park_timeout(Duration::from_secs(1));
+        let changed = format!("{policies}# {round}\n");
+        road.world.write("policies/rules.yaml", &changed).unwrap();
+        if round == 4 {
+            before = Some((held(&road, "web"), held(&road, "frontend")));
+        }
+        if round == 8 {
+            road.world.signal("agent", Signal::KILL).unwrap();
+            road.world.ended("agent").unwrap();
+            road.world.agent(&workloads).unwrap();
+        }
+        if Instant::now() > end {
+            break;
+        }
+    }
+    let (before_web, before_frontend) = before.unwrap();
+    for (pod, before) in [("web", before_web), ("frontend", before_frontend)] {
+        let after = held(&road, pod);
+        assert!(
+            after.0 < before.0 + 20,
+            "descriptors of {pod}: {before:?} {after:?}"
+        );
+        assert!(
+            after.1 < before.1 + 8 * 1024,
+            "memory of {pod}: {before:?} {after:?}"
+        );
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (asked, failed) = caller.join().unwrap();
+    assert!(failed.is_empty(), "{} of {asked}: {failed:?}", failed.len());
+    assert!(asked > 1_000, "{asked}");
+}
+
+#[test]
+fn many_hosts_and_paths_make_no_more_metrics_and_each_request_one_line() {
+    // FAULTS 122
+    let road = Road::new(&Start::AgentFirst, "1h");
+    let metrics = || {
+        let url = format!("http://{}/metrics", road.web_health);
+        let output = run("curl", &["-s", &url]).unwrap();
+        String::from_utf8_lossy(&output.stdout).lines().count()
+    };
+    get(road.web).unwrap();
+    assert_eq!(curl(road.web, &[], "/admin"), 403);
+    let before = metrics();
+    let mut stream = TcpStream::connect(road.web).unwrap();
+    let mut answers = stream.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        let (mut all, mut piece) = (Vec::new(), [0; 65536]);
+        while let Ok(read @ 1..) = answers.read(&mut piece) {
+            all.extend_from_slice(piece.get(..read).unwrap());
+        }
+        String::from_utf8_lossy(&all).matches("HTTP/1.1 ").count()
+    });
+    let many = 1_000;
+    for number in 0..many {
+        let close = match number + 1 == many {
+            true => "connection: close\r\n",
+            false => "",
+        };
+        let request = format!(
+            "GET /api/{number}%0d%0a{{\"x\":1}} HTTP/1.1\r\nhost: host-{number}.test\r\n{close}\r\n"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+    }
+    assert_eq!(reader.join().unwrap(), many);
+    assert_eq!(metrics(), before, "as many series as before");
+    let log = road.world.path().join("frontend-access.log");
+    eventually("a line for each", || {
+        let log = fs::read_to_string(&log).unwrap();
+        (log.lines().count() == many + 2).then_some(())
+    })
+    .unwrap();
+    for line in fs::read_to_string(&log).unwrap().lines() {
+        let told: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(told.get("path").is_some(), "{line}");
+    }
 }

@@ -1,6 +1,10 @@
 //! Wiring: opens everything, serves, drains, ends.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::Context as _;
 use postern_policies::{PolicySet, model::workload::WorkloadName};
@@ -119,6 +123,7 @@ pub fn harden(config: &Config) -> anyhow::Result<()> {
 /// What keeps it from starting.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
+    telemetry::watch_panics(&metrics);
     let access_log = AccessLog::open(&config.access_log, metrics.clone())?;
     let listeners = Listeners::bind(&config).await?;
     let (identity_sender, identity) = watch::channel(None);
@@ -369,10 +374,35 @@ async fn wait_for_the_end_again() -> anyhow::Result<()> {
     wait_for_the_end(&Notify::new()).await
 }
 
+/// How the proxy is, in short.
+fn status(proxy: &Proxy) -> serde_json::Value {
+    let missing = proxy.missing();
+    let identity = proxy.identity.borrow().clone();
+    let policies = proxy.policies.borrow().clone();
+    let ends = identity.as_ref().and_then(|identity| {
+        let left = identity
+            .svid()
+            .not_after()
+            .duration_since(SystemTime::now());
+        Some(left.ok()?.as_secs())
+    });
+    json!({
+        "ready": missing.is_empty(),
+        "missing": missing,
+        "identity": identity.as_ref().map(|identity| identity.id().as_str()),
+        "identityEndsInSeconds": ends,
+        "workload": proxy.own_workload().map(|name| name.to_string()),
+        "workloads": policies.map(|set| set.workloads().count()),
+        "connections": proxy.connections.count(),
+        "draining": proxy.draining.is_cancelled(),
+    })
+}
+
 /// What the admin listener tells.
 fn inspect(proxy: &Proxy, path: &str) -> Option<String> {
     match path {
         "/connections" => Some(proxy.connections.describe().to_string()),
+        "/status" => Some(status(proxy).to_string()),
         "/config_dump" => {
             let identity = proxy.identity.borrow().clone();
             let workload = proxy.own_workload();

@@ -177,6 +177,11 @@ impl Connections {
         ending.cancel();
     }
 
+    /// How many are open.
+    pub(crate) fn count(&self) -> usize {
+        self.open.len()
+    }
+
     /// Open connections with their identities, as JSON.
     pub(crate) fn describe(&self) -> serde_json::Value {
         self.open

@@ -50,6 +50,16 @@ enum Command {
         #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
         address: SocketAddr,
     },
+    /// Shows how a proxy is: what it waits for, who it is, what is open
+    Status {
+        /// Where its admin listener is
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
+        address: SocketAddr,
+
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Prints completions for a shell
     Completions {
         /// The shell
@@ -62,6 +72,7 @@ fn main() -> ExitCode {
         Command::Run { config } => return serve(&config),
         Command::Netns(command) => return program(&command),
         Command::Healthcheck { address } => healthcheck(address),
+        Command::Status { address, json } => status(address, json),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(
@@ -129,25 +140,47 @@ fn serve(path: &Path) -> ExitCode {
 
 /// Asks `/healthz/ready`, without any other program: an image may hold none.
 fn healthcheck(address: SocketAddr) -> anyhow::Result<()> {
+    match ask(address, "/healthz/ready")? {
+        (true, _) => Ok(()),
+        (false, body) => bail!("{}", body.trim()),
+    }
+}
+
+fn status(address: SocketAddr, as_json: bool) -> anyhow::Result<()> {
+    let (is_answered, body) = ask(address, "/status")?;
+    anyhow::ensure!(is_answered, "{}", body.trim());
+    let told: serde_json::Value =
+        serde_json::from_str(&body).context("the proxy's answer cannot be read")?;
+    let mut output = std::io::stdout();
+    if as_json {
+        writeln!(output, "{told}")?;
+    } else {
+        for (name, value) in told.as_object().into_iter().flatten() {
+            writeln!(output, "{name}\t{value}")?;
+        }
+    }
+    let is_ready = told.get("ready").and_then(serde_json::Value::as_bool);
+    anyhow::ensure!(is_ready == Some(true), "the proxy is not ready");
+    Ok(())
+}
+
+/// Tells whether the answer is 200, and its body.
+fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(bool, String)> {
     let limit = Duration::from_secs(2);
     let mut stream = TcpStream::connect_timeout(&address, limit)
         .with_context(|| format!("cannot reach the proxy at {address}"))?;
     stream.set_read_timeout(Some(limit))?;
-    stream.write_all(
-        b"GET /healthz/ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
-    )?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream
-        .take(64 << 10)
+        .take(1 << 20)
         .read_to_string(&mut answer)
         .context("no answer in time")?;
-    if answer.starts_with("HTTP/1.1 200 ") {
-        return Ok(());
-    }
-    let body = answer
+    let (_, body) = answer
         .split_once("\r\n\r\n")
-        .map_or("no answer", |(_, body)| body);
-    bail!("{}", body.trim())
+        .context("the proxy's answer is no HTTP")?;
+    Ok((answer.starts_with("HTTP/1.1 200 "), body.to_owned()))
 }
 
 fn complain(text: &str, code: u8) -> ExitCode {
@@ -164,5 +197,6 @@ Examples:
   postern-proxy run --config proxy.yaml
   postern-proxy netns setup --config proxy.yaml
   postern-proxy healthcheck --address 127.0.0.1:15020
+  postern-proxy status
 
 Exit codes: 0 yes, 1 no or failed, 2 wrong use, 64 bad configuration";

@@ -100,6 +100,8 @@ pub struct Metrics {
     expires: Gauge<i64, AtomicI64>,
     /// Lines of the access log that were dropped.
     pub log_lines_dropped: Counter,
+    /// Tasks that panicked.
+    pub panics: Counter,
     /// On the way to upstreams.
     pub upstream: upstream::UpstreamMetrics,
 }
@@ -121,6 +123,7 @@ impl Metrics {
             identity_errors: Counter::default(),
             expires: Gauge::default(),
             log_lines_dropped: Counter::default(),
+            panics: Counter::default(),
             upstream: upstream::UpstreamMetrics::default(),
         };
         let all = &mut metrics.registry;
@@ -186,6 +189,11 @@ impl Metrics {
             "Lines of the access log that were dropped",
             metrics.log_lines_dropped.clone(),
         );
+        all.register(
+            "tasks_panicked",
+            "Tasks that panicked: a defect, which ends one connection and nothing else",
+            metrics.panics.clone(),
+        );
         metrics
     }
 
@@ -207,6 +215,17 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Counts panics and tells their places to the log, and not what was panicked about: that may be of a
+/// request.
+pub fn watch_panics(metrics: &Arc<Metrics>) {
+    let metrics = metrics.clone();
+    std::panic::set_hook(Box::new(move |panic| {
+        metrics.panics.inc();
+        let place = panic.location().map(tracing::field::display);
+        tracing::error!(place, "a task panicked; its connection ends");
+    }));
 }
 
 /// Tells what is missing before the proxy may be called ready; empty when it is.
@@ -253,6 +272,21 @@ pub async fn serve(
     })
 }
 
+/// By an address, or as `localhost`?
+fn is_asked_directly<B>(request: &Request<B>) -> bool {
+    let host = request.headers().get(http::header::HOST);
+    let Some(host) = host.and_then(|host| host.to_str().ok()) else {
+        return false;
+    };
+    let is_port = |port: &str| port.parse::<u16>().is_ok();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if is_port(port) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || address.parse::<std::net::IpAddr>().is_ok()
+}
+
 fn answer(
     request: &Request<Incoming>,
     metrics: &Metrics,
@@ -261,6 +295,11 @@ fn answer(
 ) -> Result<Response<Full<Bytes>>, http::Error> {
     let path = request.uri().path();
     let (status, text) = match (request.method(), path) {
+        // Pages in a browser reach this machine under names of their own.
+        _ if inspector.is_some() && !is_asked_directly(request) => {
+            let text = "ask by an address or as `localhost`\n".to_owned();
+            (StatusCode::FORBIDDEN, text)
+        }
         (&Method::GET, "/healthz/live") => (StatusCode::OK, "ok\n".to_owned()),
         (&Method::GET, "/healthz/ready") => match readiness().as_slice() {
             [] => (StatusCode::OK, "ok\n".to_owned()),
@@ -280,4 +319,34 @@ fn answer(
         .status(status)
         .header(http::header::CONTENT_TYPE, "text/plain; charset=utf-8")
         .body(Full::new(text.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::is_asked_directly;
+
+    #[test]
+    fn the_admin_listener_answers_to_no_other_name() {
+        // FAULTS 121
+        for (host, expected) in [
+            ("127.0.0.1:15000", true),
+            ("127.0.0.1", true),
+            ("localhost:15000", true),
+            ("localhost", true),
+            ("[::1]:15000", true),
+            ("[::1]", true),
+            ("evil.test", false),
+            ("evil.test:15000", false),
+            ("127.0.0.1.evil.test:15000", false),
+            ("localhost.evil.test", false),
+            ("", false),
+        ] {
+            let request = Request::get("/connections").header("host", host);
+            let request = request.body(()).unwrap();
+            assert_eq!(is_asked_directly(&request), expected, "{host}");
+        }
+        assert!(!is_asked_directly(&Request::new(())));
+    }
 }

@@ -348,11 +348,18 @@ def targets_and_hosts(site):
     site.check(head.startswith(b"GET /a?b HTTP/1.1\r\n"), "absolute form", head)
     site.check(is_field(head, "host", "web.example"), "absolute form", head)
     site.passes("absolute form of https", get("https://WEB.example:443", host="web.example:443"))
+    # The target counts; what the field says is neither judged nor told. Spec: RFC 9112 section 3.2.2.
+    for what, request, host in [
+        ("another host in the target", get("http://other.example/"), "other.example"),
+        ("the denied host in the field", get("http://web.example/", host="denied.example"), "web.example"),
+        ("another port in the target", get("http://web.example:81/"), "web.example:81"),
+    ]:
+        answers = site.passes(what, request)
+        site.check(answers.statuses == [200], what, answers)
+        head = site.app.heads()[0]
+        site.check(is_field(head, "host", host) and b"denied" not in head, what, head)
+    denied(site, "the denied host in the target", get("http://denied.example/"))
     for what, request in [
-        ("another host", get("http://other.example/")),
-        ("the denied host in the field", get("http://web.example/", host="denied.example")),
-        ("the denied host in the target", get("http://denied.example/")),
-        ("another port", get("http://web.example:81/")),
         ("no Host at all", b"GET http://web.example/ HTTP/1.1\r\n\r\n"),
         ("userinfo", get("http://a@web.example/")),
         ("another scheme", get("ftp://web.example/")),

@@ -336,7 +336,7 @@ fn check(
     {
         return Err(PathRefused::NotAbsolute.into());
     }
-    let host = host(request.uri(), headers)?;
+    let host = host(request.version(), request.uri(), headers)?;
     let path = normalize::path(request.uri().path(), paths)?;
     let target = match request.uri().query() {
         Some(query) => format!("{path}?{query}"),
@@ -364,7 +364,7 @@ fn lengths(version: Version, headers: &HeaderMap) -> Result<(), Malformed> {
 }
 
 /// One host: the target's, the `Host` field's, or both if they agree. Spec: RFC 9112 section 3.2.
-fn host(uri: &Uri, headers: &HeaderMap) -> Result<String, Malformed> {
+fn host(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<String, Malformed> {
     let mut fields = headers.get_all(HOST).iter();
     let field = match (fields.next(), fields.next()) {
         (_, Some(_)) => return Err(Malformed::Host),
@@ -378,7 +378,10 @@ fn host(uri: &Uri, headers: &HeaderMap) -> Result<String, Malformed> {
         .map(|target| normalize::host(target.as_str()))
         .transpose()?;
     match (target, field) {
-        (Some(target), Some(field)) if target != field => Err(Malformed::HostMismatch),
+        // Of HTTP/1 the target counts, and `Host` is set anew from it; of HTTP/2 both must agree.
+        (Some(target), Some(field)) if target != field && version == Version::HTTP_2 => {
+            Err(Malformed::HostMismatch)
+        }
         (Some(host), _) | (None, Some(host)) => Ok(host.into_owned()),
         (None, None) => Err(Malformed::Host),
     }

@@ -31,6 +31,7 @@ pub(super) struct Site {
     pub(super) address: SocketAddr,
     pub(super) authority: Authority,
     metrics: SocketAddr,
+    admin: SocketAddr,
 }
 
 impl Site {
@@ -89,6 +90,7 @@ impl Site {
         world.said("proxy", "ready").unwrap();
         Self {
             metrics,
+            admin,
             world,
             app,
             address,
@@ -254,6 +256,34 @@ fn plaintext_and_old_tls_are_refused() {
     assert!(!plain.status.success() && plain.stdout.is_empty());
     assert_eq!(site.curl(&["--tls-max", "1.2"], "/api/v1/orders"), 0);
     assert_eq!(site.app.reached(), 0);
+}
+
+#[test]
+fn status_tells_how_the_proxy_is() {
+    let site = Site::start();
+    let proxy = binaries().unwrap().join("postern-proxy");
+    let status = |address: SocketAddr, more: &[&str]| {
+        let address = address.to_string();
+        let arguments = [&["status", "--address", &address], more].concat();
+        run(proxy.to_str().unwrap(), &arguments).unwrap()
+    };
+    let told = status(site.admin, &["--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert!(told.status.success());
+    assert_eq!(json["ready"], true);
+    assert_eq!(
+        json["identity"],
+        "spiffe://example.org/ns/production/sa/web"
+    );
+    assert_eq!(json["workload"], "production/web");
+    assert!(String::from_utf8_lossy(&status(site.admin, &[]).stdout).contains("ready\ttrue"));
+    // The metrics listener is reached from everywhere, and knows nothing of it.
+    assert_eq!(status(site.metrics, &[]).status.code(), Some(1));
+    // Somebody else's page in a browser is told nothing.
+    let url = format!("http://{}/connections", site.admin);
+    let host = ["-s", "-H", "host: evil.test", &url];
+    let refused = String::from_utf8(run("curl", &host).unwrap().stdout).unwrap();
+    assert!(refused.contains("ask by an address"), "{refused}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use postern_policies::model::workload::OnDrift;
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::net::UnixListener;
+use tokio::{net::UnixListener, sync::Semaphore};
 
 use crate::{
     agent::Agent,
@@ -25,9 +25,19 @@ use crate::{
 
 /// Answers until the task is dropped.
 pub async fn serve(listener: UnixListener, agent: Arc<Agent>) {
+    let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let own = rustix::process::geteuid().as_raw();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            continue;
+        };
+        let uid = stream.peer_cred().map(|peer| peer.uid());
+        if !uid.is_ok_and(|uid| uid == 0 || uid == own) {
+            tracing::warn!("somebody else has reached the admin socket, and is not heard");
+            continue;
+        }
+        let Ok(permit) = free.clone().try_acquire_owned() else {
             continue;
         };
         let agent = agent.clone();
@@ -39,6 +49,7 @@ pub async fn serve(listener: UnixListener, agent: Arc<Agent>) {
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
+            drop(permit);
         });
     }
 }
@@ -241,6 +252,8 @@ fn drift(agent: &Agent) -> Value {
         })
         .collect()
 }
+
+const MAX_CONNECTIONS: usize = 64;
 
 /// As large as a file of documents may be.
 const MAX_TEXT_BYTES: usize = 16 << 20;

@@ -206,7 +206,8 @@ impl Agent {
         for workload in set.workloads() {
             let mut selectors = workload.selectors.iter();
             if let Some(selector) = selectors.find(|one| !self.attestors.knows(one.kind())) {
-                tracing::warn!(workload = %workload.name, %selector, "no attestor can state this selector");
+                let selector = audit::without_secrets(selector);
+                tracing::warn!(workload = %workload.name, selector, "no attestor can state this selector");
             }
             for other in &workload.federates_with {
                 let mut peers = self.federation.peers().iter();
@@ -290,7 +291,7 @@ impl Agent {
 
     fn issue(&self, workload: &Workload, pod: Pod, now: SystemTime) -> Result<Warm, StateError> {
         self.ledger
-            .has_room()
+            .has_room(self.authority.revoked())
             .map_err(|full| self.not_noted(&full))?;
         let lifetime = workload
             .svid_ttl
@@ -430,10 +431,10 @@ impl Agent {
     /// One round of watching: forgets what has ended, looks at every pod that holds an identity.
     /// Blocking.
     pub fn watch_pods(&self, now: SystemTime) {
-        let held = self.ledger.held(now).unwrap_or_else(|error| {
+        let (held, written) = self.ledger.held(now);
+        if let Err(error) = written {
             self.not_noted(&error.into());
-            HashSet::new()
-        });
+        }
         self.warm.forget_due();
         self.followed.forget_ended();
         self.renew_old_lists();
@@ -458,7 +459,17 @@ impl Agent {
         let with_digests = watched
             .iter()
             .any(|(workload, _)| drift::wants_digests(workload));
-        let seen = self.drift.scan(&self.attestors, &pods, with_digests);
+        let seen = match self.drift.scan(&self.attestors, &pods, with_digests) {
+            Ok(seen) => seen,
+            // Who cannot be looked at is not vouched for, where that would have been answered.
+            Err(error) => {
+                tracing::error!(%error, "the pods cannot be looked at");
+                let strict = watched
+                    .iter()
+                    .filter(|(one, _)| one.on_drift == OnDrift::Revoke);
+                return strict.map(|(one, pod)| (one.name.clone(), *pod)).collect();
+            }
+        };
         let mut revoked = false;
         for (workload, pod) in watched {
             let processes = seen.get(pod).map(Vec::as_slice).unwrap_or_default();
@@ -490,10 +501,11 @@ impl Agent {
 
     /// Takes back what a Workload holds in a pod. Tells whether there was anything.
     fn revoke(&self, workload: &WorkloadName, pod: Pod, now: SystemTime) -> bool {
-        self.warm.forget(workload, pod);
         let taken = self
             .ledger
             .take(|record| record.workload == *workload && record.pod == pod);
+        // Forgotten afterwards: what is issued in between is on the ledger, or warm no more.
+        self.warm.forget(workload, pod);
         self.take_back(&taken, now);
         !taken.is_empty()
     }

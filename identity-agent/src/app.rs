@@ -34,10 +34,8 @@ use crate::{
     workload_api::WorkloadApi,
 };
 
-/// Puts up the agent's walls. Called before any other thread is started.
-///
-/// Two capabilities stay: to look at processes of other users (`CAP_SYS_PTRACE`), and to read their
-/// programs (`CAP_DAC_READ_SEARCH`).
+/// Puts up the agent's walls. Called before any other thread is started. Capabilities go later, when
+/// everything is open that needed one.
 ///
 /// # Errors
 /// A wall that cannot be put up; callers do not start.
@@ -58,6 +56,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let agent = Arc::new(open(&config, metrics.clone())?);
     let api = caller::bind(&config.workload_api, 0o777)?;
     let admin_socket = caller::bind(&config.admin, 0o600)?;
+    let own_sockets =
+        [&config.workload_api, &config.admin].map(|path| crate::attest::inode_of(path));
     let published = match config.publication.clone() {
         Some(publication) => {
             let published = publish::serve(publication, agent.clone()).await;
@@ -77,7 +77,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::info!(%error, every = ?config.reattest, "the kernel does not tell what becomes of processes; they are looked at again on the timer");
         })
         .ok();
-    // After the sockets and the state are open, before anybody is served.
+    // After the sockets and the state are open, before anybody is served. Two stay: to look at
+    // processes of other users, and to read their programs.
     postern_harden::keep_capabilities(&[
         Capability::CAP_SYS_PTRACE,
         Capability::CAP_DAC_READ_SEARCH,
@@ -133,8 +134,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         )),
         () = stop => Ok(()),
     };
-    for socket in [&config.workload_api, &config.admin] {
-        let _ = std::fs::remove_file(socket);
+    for (socket, own) in [&config.workload_api, &config.admin]
+        .into_iter()
+        .zip(own_sockets)
+    {
+        // Somebody else's may be there by now.
+        if crate::attest::inode_of(socket) == own {
+            let _ = std::fs::remove_file(socket);
+        }
     }
     ended
 }
@@ -216,7 +223,8 @@ async fn watch_workloads(agent: Arc<Agent>) {
         let policies = policies.map(|policies| Fingerprint::of(policies.folder()));
         (Fingerprint::of(agent.registry.folder()), policies)
     };
-    let mut seen = look(&agent);
+    // Read once more at the start: something may have changed since.
+    let mut seen = Default::default();
     let mut every = interval(LOOK_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -225,7 +233,6 @@ async fn watch_workloads(agent: Arc<Agent>) {
         if now == seen {
             continue;
         }
-        seen = now;
         let reloaded = agent.registry.reload().and_then(|workloads| {
             let policies = agent.policies.as_ref();
             policies.map_or(Ok(()), |policies| {
@@ -235,6 +242,13 @@ async fn watch_workloads(agent: Arc<Agent>) {
         });
         // What was good is told, whatever became of the rest.
         agent.announce_documents();
+        // What could not be read for a moment is tried again.
+        if !matches!(
+            reloaded,
+            Err(RegistryError::Read(_) | RegistryError::Store(_))
+        ) {
+            seen = now;
+        }
         match reloaded {
             Ok(workloads) => {
                 agent.metrics.workloads_current.set(1);

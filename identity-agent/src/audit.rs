@@ -62,7 +62,9 @@ pub(crate) fn refused(agent: &Agent, method: &str, process: &PinnedProcess, refu
 
 fn nearest(agent: &Agent, selectors: &std::collections::BTreeSet<Selector>) -> Option<String> {
     let set = agent.registry.current();
-    let miss = nearest_misses(set.workloads(), selectors, 1).pop()?;
+    let now = std::time::SystemTime::now();
+    let in_force = set.workloads().filter(|one| one.is_in_force(now));
+    let miss = nearest_misses(in_force, selectors, 1).pop()?;
     let missing: Vec<String> = miss
         .missing
         .iter()
@@ -83,7 +85,7 @@ fn attestor(refusal: &Refusal) -> Option<&'static str> {
 }
 
 /// A selector for the log. Values of variables are often passwords.
-fn without_secrets(selector: &Selector) -> String {
+pub(crate) fn without_secrets(selector: &Selector) -> String {
     let text = selector.to_string();
     match text.split_once('=') {
         Some((name, _)) if name.starts_with("docker:env:") => format!("{name}=<hidden>"),

@@ -14,7 +14,7 @@ use postern_policies::model::workload::{OnDrift, Workload, WorkloadName};
 
 use crate::{
     attest::{Attestors, Pod, procfs, read_text, unix},
-    caller::{PinnedProcess, ProcFolder},
+    caller::{PinError, PinnedProcess, ProcFolder},
 };
 
 /// One process that was seen in a pod.
@@ -157,18 +157,25 @@ impl Drift {
     }
 
     /// The processes of some pods, with digests only where they are asked for. Blocking.
+    ///
+    /// # Errors
+    /// Not all processes could be looked at: nobody knows what the others do.
     pub fn scan(
         &self,
         attestors: &Attestors,
         pods: &HashSet<Pod>,
         with_digests: bool,
-    ) -> BTreeMap<Pod, Vec<Seen>> {
+    ) -> Result<BTreeMap<Pod, Vec<Seen>>, PinError> {
         let mut found: BTreeMap<Pod, Vec<Seen>> = BTreeMap::new();
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        for pid in pids {
-            let Ok(process) = PinnedProcess::by_number(pid) else {
+        for entry in fs::read_dir("/proc").map_err(PinError::Kernel)? {
+            let name = entry.map_err(PinError::Kernel)?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
                 continue;
+            };
+            let process = match PinnedProcess::by_number(pid) {
+                Ok(process) => process,
+                Err(PinError::Gone) => continue,
+                Err(error) => return Err(error),
             };
             let look = |folder: &ProcFolder| {
                 let pod = attestors.pod(folder).filter(|pod| pods.contains(pod))?;
@@ -179,7 +186,7 @@ impl Drift {
                 found.entry(pod).or_default().push(Seen { pid, program });
             }
         }
-        found
+        Ok(found)
     }
 
     /// The program of a process; `None` for one that has ended.

@@ -28,7 +28,7 @@ use serde_json::json;
 use tokio::{
     net::TcpListener,
     sync::Semaphore,
-    time::{interval, sleep, timeout},
+    time::{Instant, interval, sleep, sleep_until, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
@@ -136,27 +136,24 @@ impl Credential {
 }
 
 /// Replaces the certificate when its files change, or when it is time.
-async fn follow(
-    credential: &Credential,
-    agent: &Agent,
-    shown: &Shown,
-    mut renew_in: Option<Duration>,
-) {
+async fn follow(credential: &Credential, agent: &Agent, shown: &Shown, renew_in: Option<Duration>) {
     let mut seen = credential.looks();
     let mut changes = agent.changes();
     let mut every = interval(LOOK_EVERY);
+    // Reckoned once: a look at the files in between must not put it off.
+    let mut due_at = renew_in.map(|wait| Instant::now() + wait);
     loop {
         let due = async {
-            match renew_in {
-                Some(wait) => sleep(wait).await,
+            match due_at {
+                Some(at) => sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             () = due => {}
             // The root may be another.
-            _ = changes.changed(), if renew_in.is_some() => {}
-            _ = every.tick() => {
+            _ = changes.changed(), if due_at.is_some() => {}
+            _ = every.tick(), if due_at.is_none() => {
                 let looks = credential.looks();
                 if looks == seen {
                     continue;
@@ -167,10 +164,10 @@ async fn follow(
         match credential.load(agent) {
             Ok((next, wait)) => {
                 shown.0.store(Arc::new(next));
-                renew_in = wait;
+                due_at = wait.map(|wait| Instant::now() + wait);
             }
             Err(error) => {
-                renew_in = renew_in.map(|_| RETRY_AFTER);
+                due_at = due_at.map(|_| Instant::now() + RETRY_AFTER);
                 tracing::error!(
                     error = format!("{error:#}"),
                     "the certificate of the bundle endpoint cannot be replaced"

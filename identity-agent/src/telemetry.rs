@@ -13,7 +13,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 /// Sends the log to standard output: JSON lines, or plain text on a terminal.
@@ -172,6 +172,9 @@ impl Metrics {
     }
 }
 
+/// Probes and scrapes at once.
+const MAX_CONNECTIONS: usize = 256;
+
 /// Why requests are refused.
 const REASONS: [&str; 7] = [
     "attestation",
@@ -216,7 +219,11 @@ pub async fn serve(
         .await
         .with_context(|| format!("cannot listen on {listen} (`health.listen`)"))?;
     Ok(async move {
+        let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
+            let Ok(permit) = free.clone().acquire_owned().await else {
+                return;
+            };
             let Ok((stream, _)) = listener.accept().await else {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 continue;
@@ -230,6 +237,7 @@ pub async fn serve(
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(stream), service)
                     .await;
+                drop(permit);
             });
         }
     })

@@ -43,6 +43,20 @@ struct Inner {
     records: Vec<Record>,
     file: File,
     lines: usize,
+    /// The last line may be half of one.
+    is_cut: bool,
+}
+
+impl Inner {
+    /// Replaces the file when most of it has ended.
+    fn shorten(&mut self, path: &Path) -> io::Result<()> {
+        if self.lines <= 2 * self.records.len() + ENDED_LINES {
+            return Ok(());
+        }
+        self.file = write_anew(path, &self.records)?;
+        (self.lines, self.is_cut) = (self.records.len(), false);
+        Ok(())
+    }
 }
 
 /// Why an SVID could not be noted.
@@ -50,7 +64,8 @@ struct Inner {
 pub(super) enum NotNoted {
     /// There are too many: nothing more is issued.
     #[error(
-        "{MAX_RECORDS} SVIDs are out already; they end by themselves, and no more are issued before"
+        "{MAX_RECORDS} SVIDs are out, or {MAX_REVOKED} were taken back; they end by themselves, and no \
+         more are issued before"
     )]
     Full,
     /// It is in memory, and a restart would forget it.
@@ -91,6 +106,7 @@ impl Ledger {
                 records,
                 file,
                 lines,
+                is_cut: false,
             }),
         })
     }
@@ -99,9 +115,10 @@ impl Ledger {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Is there room for one more?
-    pub(super) fn has_room(&self) -> Result<(), NotNoted> {
-        match self.locked().records.len() < MAX_RECORDS {
+    /// Is there room for one more, beside so many that were taken back?
+    pub(super) fn has_room(&self, revoked: usize) -> Result<(), NotNoted> {
+        let is_full = revoked >= MAX_REVOKED || self.locked().records.len() >= MAX_RECORDS;
+        match !is_full {
             true => Ok(()),
             false => Err(NotNoted::Full),
         }
@@ -113,7 +130,16 @@ impl Ledger {
         let mut inner = self.locked();
         inner.records.push(record);
         inner.lines += 1;
-        Ok(inner.file.write_all(line?.as_bytes())?)
+        let line = line?;
+        // What a full disk has left of a line must not spoil the next one.
+        let line = match std::mem::take(&mut inner.is_cut) {
+            true => format!("\n{line}"),
+            false => line,
+        };
+        inner.file.write_all(line.as_bytes()).map_err(|error| {
+            inner.is_cut = true;
+            error.into()
+        })
     }
 
     /// Takes those out of which it is so.
@@ -125,18 +151,14 @@ impl Ledger {
     }
 
     /// Forgets what has ended; tells whose identities are out there, and where.
-    pub(super) fn held(&self, now: SystemTime) -> io::Result<HashSet<(WorkloadName, Pod)>> {
+    pub(super) fn held(&self, now: SystemTime) -> (HashSet<(WorkloadName, Pod)>, io::Result<()>) {
         let mut inner = self.locked();
         inner.records.retain(|record| record.svid.expires > now);
         let held = inner.records.iter();
         let held = held
             .map(|record| (record.workload.clone(), record.pod))
             .collect();
-        if inner.lines > 2 * inner.records.len() + ENDED_LINES {
-            inner.file = write_anew(&self.path, &inner.records)?;
-            inner.lines = inner.records.len();
-        }
-        Ok(held)
+        (held, inner.shorten(&self.path))
     }
 }
 
@@ -147,7 +169,9 @@ fn write_anew(path: &Path, records: &[Record]) -> io::Result<File> {
         .map(line_of)
         .collect::<io::Result<String>>()?;
     replace_file(path, lines.as_bytes())?;
-    OpenOptions::new().append(true).mode(0o600).open(path)
+    // Made again if it is gone: what is written on must be what is found at the next start.
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o600).open(path)
 }
 
 /// A record as it is written.
@@ -201,6 +225,9 @@ const FILE: &str = "issued.jsonl";
 /// More SVIDs than a node has processes.
 const MAX_RECORDS: usize = 200_000;
 
+/// A longer revocation list is no message that clients take.
+const MAX_REVOKED: usize = 50_000;
+
 /// So many lines more than needed are not worth a new file.
 const ENDED_LINES: usize = 1_000;
 
@@ -246,7 +273,8 @@ mod tests {
         assert_eq!(text.lines().count(), 2);
         std::fs::write(&path, text + "{\"namespace\":\"def").unwrap();
         let ledger = Ledger::open(folder.path(), now + 2 * second).unwrap();
-        let held = ledger.held(now + 2 * second).unwrap();
+        let (held, written) = ledger.held(now + 2 * second);
+        written.unwrap();
         assert_eq!(held.len(), 1);
         let taken = ledger.take(|record| &*record.workload.name == "a");
         assert_eq!(taken, [record("a", now + 60 * second)]);
@@ -267,9 +295,9 @@ mod tests {
             let text = std::fs::read_to_string(folder.path().join(FILE)).unwrap();
             text.lines().count()
         };
-        ledger.held(now).unwrap();
+        ledger.held(now).1.unwrap();
         assert_eq!(lines(), 1_500);
-        ledger.held(now + Duration::from_secs(2)).unwrap();
+        ledger.held(now + Duration::from_secs(2)).1.unwrap();
         assert_eq!(lines(), 0);
         ledger
             .note(record("b", now + Duration::from_secs(9)))

@@ -182,9 +182,16 @@ impl Kubernetes {
 impl Pod {
     /// The UID by which the kubelet names its groups: of a pod from a file it is another than in
     /// the cluster.
+    ///
+    /// The kubelet itself writes where a pod comes from; who makes a pod in the cluster may write
+    /// whatever hash he likes.
     fn uid(&self) -> &str {
-        let of_file = self.metadata.annotations.get("kubernetes.io/config.hash");
-        of_file.unwrap_or(&self.metadata.uid)
+        let note = |name: &str| self.metadata.annotations.get(name);
+        let source = note("kubernetes.io/config.source").map_or("api", String::as_str);
+        match note("kubernetes.io/config.hash") {
+            Some(hash) if matches!(source, "file" | "http") => hash,
+            _ => &self.metadata.uid,
+        }
     }
 
     fn state(&self, container: &Container, add: &mut dyn FnMut(&str)) {

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::{AttestFailed, Attestor, Subject, inode_of};
+use super::{AttestFailed, Attestor, Subject, inode_of, read_text};
 
 /// States `posture:` selectors.
 #[derive(Debug)]
@@ -21,12 +21,20 @@ impl Posture {
         // agent's own stand in: what differs from them is at least not the agent's.
         let host = NAMESPACES.map(|name| {
             let of = |process: &str| inode_of(Path::new(&format!("/proc/{process}/ns/{name}")));
-            (name, of("2").or_else(|| of("self")))
+            let kernel = is_kernels_thread().then(|| of("2")).flatten();
+            (name, kernel.or_else(|| of("self")))
         });
         Self {
             host: host.to_vec(),
         }
     }
+}
+
+/// Is process 2 the kernel's own? In a PID namespace it is anybody.
+fn is_kernels_thread() -> bool {
+    let status = read_text(Path::new("/proc/2/status")).unwrap_or_default();
+    let says = |line: &str| status.lines().any(|one| one == line);
+    says("Name:\tkthreadd") && says("PPid:\t0")
 }
 
 impl Default for Posture {

@@ -107,6 +107,10 @@ impl Digests {
         if state(&file)? != before {
             return None;
         }
+        // A program that cannot be read now is tried again; one that is too large is not.
+        if digest.is_none() && before.size <= MAX_PROGRAM_BYTES {
+            return None;
+        }
         let mut known = self.known.lock().ok()?;
         if known.len() >= MAX_KNOWN {
             known.clear();

@@ -10,6 +10,7 @@ mod state;
 mod upstream;
 
 use std::{
+    collections::HashSet,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -240,6 +241,11 @@ impl Authority {
         lists.collect()
     }
 
+    /// How many SVIDs are on the lists, with those that have ended since the last change.
+    pub fn revoked(&self) -> usize {
+        self.state().revoked.len()
+    }
+
     /// Takes SVIDs back, for as long as they would have lived.
     ///
     /// # Errors
@@ -248,8 +254,9 @@ impl Authority {
         let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = State::clone(&guard);
         next.revoked.retain(|one| one.expires > now);
+        let known: HashSet<Vec<u8>> = next.revoked.iter().map(|one| one.serial.clone()).collect();
         for svid in svids {
-            if next.revoked.iter().all(|one| one.serial != svid.serial) {
+            if !known.contains(&svid.serial) {
                 next.revoked.push(Revoked {
                     serial: svid.serial.clone(),
                     issuer: svid.issuer.clone(),
@@ -275,23 +282,32 @@ impl Authority {
         // Both, whatever the first says.
         let mut changed = next.roots.forget_ended(now) | next.jwt_keys.forget_ended(now);
         changed |= next.former.forget_ended(now);
+        let mut failed = None;
         if let Some(active_from) = next.roots.next_due(now) {
-            let root = self.setting.new_signer(&self.trust_domain, now)?;
-            next.roots.push(root, active_from);
-            changed = true;
+            match self.setting.new_signer(&self.trust_domain, now) {
+                Ok(root) => {
+                    next.roots.push(root, active_from);
+                    changed = true;
+                }
+                // Told at the end: the keys of tokens must not wait for an authority above.
+                Err(error) => failed = Some(error),
+            }
         }
         if let Some(active_from) = next.jwt_keys.next_due(now) {
             let key = JwtKey::make(self.setting.lifetimes.root, now)?;
             next.jwt_keys.push(key, active_from);
             changed = true;
         }
-        if !changed {
-            return Ok(Rotation::None);
+        if changed {
+            next.sequence += 1;
+            self.folder.write(&self.trust_domain, &next)?;
+            *guard = Arc::new(next);
         }
-        next.sequence += 1;
-        self.folder.write(&self.trust_domain, &next)?;
-        *guard = Arc::new(next);
-        Ok(Rotation::Changed)
+        match (failed, changed) {
+            (Some(error), _) => Err(error),
+            (None, true) => Ok(Rotation::Changed),
+            (None, false) => Ok(Rotation::None),
+        }
     }
 
     /// All roots and keys of tokens, oldest first.
@@ -322,12 +338,20 @@ impl Authority {
     /// [`StateError::AlreadyPrepared`], or it cannot be written down; nothing changes then.
     pub fn prepare(&self, now: SystemTime) -> Result<(), StateError> {
         self.change(|next| {
-            let root_from = next.roots.prepare_for(now)?;
-            let key_from = next.jwt_keys.prepare_for(now)?;
-            let root = self.setting.new_signer(&self.trust_domain, now)?;
-            next.roots.push(root, root_from);
-            let lifetime = self.setting.lifetimes.root;
-            next.jwt_keys.push(JwtKey::make(lifetime, now)?, key_from);
+            // One kind may be prepared already, as after another authority above was named.
+            let (root_from, key_from) =
+                (next.roots.prepare_for(now), next.jwt_keys.prepare_for(now));
+            if root_from.is_err() && key_from.is_err() {
+                return Err(StateError::AlreadyPrepared);
+            }
+            if let Ok(from) = root_from {
+                let root = self.setting.new_signer(&self.trust_domain, now)?;
+                next.roots.push(root, from);
+            }
+            if let Ok(from) = key_from {
+                let key = JwtKey::make(self.setting.lifetimes.root, now)?;
+                next.jwt_keys.push(key, from);
+            }
             Ok(())
         })
     }
@@ -337,10 +361,12 @@ impl Authority {
     /// # Errors
     /// [`StateError::NothingPrepared`], or it cannot be written down; nothing changes then.
     pub fn activate(&self, now: SystemTime) -> Result<(), StateError> {
-        self.change(|next| {
-            next.roots.activate(now)?;
-            next.jwt_keys.activate(now)
-        })
+        self.change(
+            |next| match (next.roots.activate(now), next.jwt_keys.activate(now)) {
+                (Err(error), Err(_)) => Err(error),
+                _ => Ok(()),
+            },
+        )
     }
 
     /// Has all that a root or key signed be replaced. It stays in the bundles until it is revoked.

@@ -140,7 +140,8 @@ impl<T: Lived> Signers<T> {
 
     /// Has the one that is prepared sign from now on.
     pub(super) fn activate(&mut self, now: SystemTime) -> Result<(), StateError> {
-        let next = self.0.iter_mut().find(|one| one.active_from > now);
+        let mut all = self.0.iter_mut();
+        let next = all.find(|one| one.active_from > now && !one.tainted);
         next.ok_or(StateError::NothingPrepared)?.active_from = now;
         Ok(())
     }
@@ -193,7 +194,9 @@ impl<T: Lived> Signers<T> {
     }
 
     fn prepared(&self, now: SystemTime) -> Option<&Signer<T>> {
-        self.0.iter().find(|one| one.active_from > now)
+        self.0
+            .iter()
+            .find(|one| one.active_from > now && !one.tainted)
     }
 
     fn is_not_active(&self, id: &str, now: SystemTime) -> Result<(), StateError> {

@@ -4,7 +4,7 @@ use std::{
     fs::{self, Permissions},
     io,
     os::unix::{
-        fs::{FileTypeExt as _, PermissionsExt as _},
+        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
         net::UnixStream as StdUnixStream,
     },
     path::Path,
@@ -40,7 +40,16 @@ pub fn bind(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
     let folder = path.parent().context("a socket needs a folder")?;
     fs::create_dir_all(folder)
         .with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
-    let folder_mode = fs::metadata(folder)?.permissions().mode();
+    let found = fs::metadata(folder)?;
+    let own = rustix::process::geteuid().as_raw();
+    if ![0, own].contains(&found.uid()) {
+        bail!(
+            "the folder `{}` belongs to user {}, who could replace the socket; `chown` it",
+            folder.display(),
+            found.uid()
+        );
+    }
+    let folder_mode = found.permissions().mode();
     // In a sticky folder nobody else may rename or remove what is ours.
     if folder_mode & 0o022 != 0 && folder_mode & 0o1000 == 0 {
         bail!(
@@ -160,7 +169,9 @@ pub struct Connection {
     /// Read and mended, not yet asked for.
     ready: BytesMut,
     caller: Caller,
-    /// Until when it must have said something; none once it has.
+    /// How much it has said.
+    read: usize,
+    /// Until when it must have begun to speak HTTP/2; none once it has.
     silent_until: Option<Pin<Box<Sleep>>>,
     _counted: Counted,
     _permit: OwnedSemaphorePermit,
@@ -179,6 +190,7 @@ impl Connection {
             mend: AuthorityMend::default(),
             ready: BytesMut::new(),
             caller,
+            read: 0,
             silent_until: Some(Box::pin(sleep(PATIENCE))),
             _counted: counted,
             _permit: permit,
@@ -212,7 +224,11 @@ impl AsyncRead for Connection {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             ready!(polled);
-            this.silent_until = None;
+            this.read += read.filled().len();
+            // From here on the library asks whether the other side still lives.
+            if this.read >= FIRST_BYTES {
+                this.silent_until = None;
+            }
             if read.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -253,6 +269,9 @@ impl AsyncWrite for Connection {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
+
+/// The preface of HTTP/2 and the head of its first frame.
+const FIRST_BYTES: usize = 24 + 9;
 
 /// Who opens a connection has something to say.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -21,6 +21,7 @@ use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
 use pidfd_util::{PidFd, PidFdExt as _};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
     process::{Pid, PidfdFlags, pidfd_open},
 };
 use tokio::{io::unix::AsyncFd, net::UnixStream, sync::watch};
@@ -268,7 +269,11 @@ fn standing_by_folder(folder: &ProcFolder) -> Option<Standing> {
 
 fn open_by_number(pid: i32) -> Result<OwnedFd, PinError> {
     let pid = Pid::from_raw(pid).ok_or(PinError::Gone)?;
-    let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| PinError::Gone)?;
+    // A thread that leads no process is none; that there are no descriptors left says nothing of it.
+    let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| match error {
+        Errno::SRCH | Errno::INVAL | Errno::NOENT => PinError::Gone,
+        other => PinError::Kernel(other.into()),
+    })?;
     handle
         .as_fd()
         .try_clone_to_owned()

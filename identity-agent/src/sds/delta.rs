@@ -64,6 +64,8 @@ impl State {
                 () = self.caller.wait(held) => {}
             }
             if self.wanted.is_none() {
+                // It has asked for nothing yet; it must be somebody all the same.
+                self.caller.held().await?;
                 continue;
             }
             let (entitled, held) = self.caller.held().await?;

@@ -49,7 +49,7 @@ impl SecretDiscoveryService for Sds {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
-        let caller = Subscriber::of(&self.admission, &request, "DeltaSecrets")?;
+        let caller = Subscriber::of(&self.admission, &request, "DeltaSecrets").await?;
         Ok(Response::new(delta::stream(caller, request.into_inner())))
     }
 
@@ -57,7 +57,7 @@ impl SecretDiscoveryService for Sds {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        let caller = Subscriber::of(&self.admission, &request, "StreamSecrets")?;
+        let caller = Subscriber::of(&self.admission, &request, "StreamSecrets").await?;
         Ok(Response::new(state_of_world::stream(
             caller,
             request.into_inner(),
@@ -87,14 +87,17 @@ struct Subscriber {
 }
 
 impl Subscriber {
-    fn of<T>(
+    /// Nobody holds a stream who is nobody.
+    async fn of<T>(
         admission: &Admission,
         request: &Request<T>,
         method: &'static str,
     ) -> Result<Self, Status> {
         let process = admission.caller(request)?;
+        let mut follower = admission.stream(process, method)?;
+        follower.now(|_, _| Ok(())).await?;
         Ok(Self {
-            follower: admission.stream(process, method)?,
+            follower,
             own: admission.agent.authority.trust_domain().id_string(),
         })
     }

@@ -57,6 +57,8 @@ impl State {
                 Event::Changed => false,
             };
             if self.sent.is_none() && !is_asked {
+                // It has asked for nothing yet; it must be somebody all the same.
+                self.caller.held().await?;
                 continue;
             }
             let (entitled, held) = self.caller.held().await?;

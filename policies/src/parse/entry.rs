@@ -128,7 +128,6 @@ fn entry(node: &Node, options: &Options, problems: &mut Problems<'_>) -> Option<
     Some((meta, workload))
 }
 
-/// `entry-ID`, or what an entry without one is: its identity and its selectors.
 /// A lifetime that leaves time to renew.
 fn life(
     entry: &Fields<'_>,
@@ -147,6 +146,7 @@ fn life(
     Some(life)
 }
 
+/// `entry-ID`, or what an entry without one is: its identity and its selectors.
 fn name(
     all: &Fields<'_>,
     spiffe_id: &SpiffeId,

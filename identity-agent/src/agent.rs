@@ -132,7 +132,7 @@ pub enum Refusal {
     Attest(#[from] AttestError),
     /// No Workload has its selectors.
     #[error("no Workload has the selectors of this process")]
-    NoWorkload(Box<Attested>),
+    NoWorkload(Arc<Attested>),
     /// Its pod is not what the baseline says.
     #[error("the pod has drifted from its baseline")]
     Drifted,
@@ -252,7 +252,7 @@ impl Agent {
         let matching = matching(in_force, &attested.selectors).into_iter();
         let mut workloads: Vec<Workload> = matching.cloned().collect();
         if workloads.is_empty() {
-            return Err(Refusal::NoWorkload(Box::new(attested)));
+            return Err(Refusal::NoWorkload(attested));
         }
         let pod = attested.pod;
         let watched: Vec<&Workload> = workloads

@@ -14,7 +14,8 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use nix::sys::socket::{UnixCredentials, getsockopt, sockopt};
@@ -28,7 +29,7 @@ use tokio::{io::unix::AsyncFd, net::UnixStream, sync::watch};
 
 pub use listener::{Caller, Connection, bind, incoming};
 
-use crate::attest::{procfs, read_text};
+use crate::attest::{Attested, procfs, read_text};
 
 /// A process that cannot be taken for another one.
 #[derive(Debug)]
@@ -38,6 +39,16 @@ pub struct PinnedProcess {
     handle: OwnedFd,
     /// How often the kernel told something of it.
     changed: watch::Sender<u64>,
+    /// What was found out about it last.
+    last: Mutex<Option<Look>>,
+}
+
+/// What was found out about a process, when, and what it was then.
+#[derive(Debug)]
+struct Look {
+    moment: Moment,
+    at: Instant,
+    attested: Arc<Attested>,
 }
 
 /// What a process is at a moment. Another program, user or control group makes it another.
@@ -107,6 +118,7 @@ impl PinnedProcess {
             uid,
             handle,
             changed: watch::Sender::new(0),
+            last: Mutex::default(),
         };
         match pinned.is_alive() {
             true => Ok(pinned),
@@ -199,6 +211,25 @@ impl PinnedProcess {
             owner: [creds.euid, creds.egid],
             cgroup,
         })
+    }
+
+    /// What was found out about it less than `age` ago, if it still is what it was.
+    pub fn known(&self, moment: &Moment, age: Duration) -> Option<Arc<Attested>> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_good = |look: &&Look| look.moment == *moment && look.at.elapsed() < age;
+        last.as_ref()
+            .filter(is_good)
+            .map(|look| look.attested.clone())
+    }
+
+    /// Keeps what was found out about it.
+    pub fn remember(&self, moment: Moment, attested: &Arc<Attested>) {
+        let look = Look {
+            moment,
+            at: Instant::now(),
+            attested: attested.clone(),
+        };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
     }
 
     /// Fires when the kernel tells something of the process: another program, user or group.

@@ -1,6 +1,6 @@
 //! `explain` and `posture`: what the kernel shows of a process, to a person.
 
-use std::{os::unix::net::UnixStream, path::PathBuf};
+use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, anyhow};
 use clap::Args;
@@ -143,7 +143,7 @@ impl Posture {
     }
 }
 
-fn attest(pid: i32, attestors: &config::Attestors) -> anyhow::Result<Attested> {
+fn attest(pid: i32, attestors: &config::Attestors) -> anyhow::Result<Arc<Attested>> {
     let process =
         PinnedProcess::by_number(pid).with_context(|| format!("there is no process {pid}"))?;
     Attestors::configured(attestors)

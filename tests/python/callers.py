@@ -116,12 +116,23 @@ def forged():
 
 
 def executes():
-    """The process asks, then executes another program, and the stream goes on."""
-    pid, connection = connected(lambda: os.execv(ARGUMENTS[0], [ARGUMENTS[0], "60"]))
+    """Somebody connects, executes another program, and somebody else asks on the connection."""
+    ours, theirs = socket.socketpair()
+    theirs.set_inheritable(True)
+
+    def then():
+        theirs.recv(1)
+        os.execv(ARGUMENTS[0], [ARGUMENTS[0], *ARGUMENTS[1:]])
+
+    uid = int(os.environ["CALLER"]) if "CALLER" in os.environ else None
+    pid, connection = connected(then, uid=uid)
+    # The first word of the agent: it has accepted, and seen who is there.
+    connection.recv(1, socket.MSG_PEEK)
+    ours.send(b"x")
     wait_for_exe(pid, ARGUMENTS[0])
     raw = Raw(connection)
     raw.call()
-    print(said(next(raw.events())))
+    print(said(next(event for event in raw.events() if event[0] != "settings")))
     os.kill(pid, signal.SIGKILL)
 
 

@@ -85,7 +85,7 @@ impl Admission {
         method: &'static str,
     ) -> Result<Follower, Status> {
         let streams = self.streams.clone();
-        match streams.open(process.pid(), &self.agent.metrics.streams) {
+        match streams.open((process.pid(), process.uid()), &self.agent.metrics.streams) {
             Some(open) => Ok(Follower::new(self.agent.clone(), process, method, open)),
             None => {
                 let text = "too many streams are open; close some";

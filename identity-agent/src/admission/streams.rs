@@ -12,16 +12,26 @@ use prometheus_client::metrics::gauge::Gauge;
 pub(super) struct Streams {
     all: AtomicUsize,
     by_process: DashMap<i32, usize>,
+    by_user: DashMap<u32, usize>,
 }
 
 impl Streams {
-    pub(super) fn open(self: Arc<Self>, pid: i32, gauge: &Gauge) -> Option<OpenStream> {
+    pub(super) fn open(
+        self: Arc<Self>,
+        (pid, uid): (i32, u32),
+        gauge: &Gauge,
+    ) -> Option<OpenStream> {
         {
             let mut own = self.by_process.entry(pid).or_default();
-            if *own >= MAX_STREAMS_OF_PROCESS || self.all.load(Ordering::Relaxed) >= MAX_STREAMS {
+            let mut of_user = self.by_user.entry(uid).or_default();
+            if *own >= MAX_STREAMS_OF_PROCESS
+                || *of_user >= MAX_STREAMS_OF_USER
+                || self.all.load(Ordering::Relaxed) >= MAX_STREAMS
+            {
                 return None;
             }
             *own += 1;
+            *of_user += 1;
         }
         self.all.fetch_add(1, Ordering::Relaxed);
         gauge.inc();
@@ -29,6 +39,7 @@ impl Streams {
             streams: self,
             gauge: gauge.clone(),
             pid,
+            uid,
         })
     }
 }
@@ -39,20 +50,28 @@ pub(crate) struct OpenStream {
     streams: Arc<Streams>,
     gauge: Gauge,
     pid: i32,
+    uid: u32,
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
         self.gauge.dec();
         self.streams.all.fetch_sub(1, Ordering::Relaxed);
-        if let dashmap::Entry::Occupied(mut own) = self.streams.by_process.entry(self.pid) {
-            *own.get_mut() -= 1;
-            if *own.get() == 0 {
-                own.remove();
-            }
+        count_off(&self.streams.by_process, self.pid);
+        count_off(&self.streams.by_user, self.uid);
+    }
+}
+
+fn count_off<K: Eq + std::hash::Hash>(counts: &DashMap<K, usize>, whose: K) {
+    if let dashmap::Entry::Occupied(mut own) = counts.entry(whose) {
+        *own.get_mut() -= 1;
+        if *own.get() == 0 {
+            own.remove();
         }
     }
 }
 
+/// Half of all: nobody has all of them.
+const MAX_STREAMS_OF_USER: usize = MAX_STREAMS / 2;
 const MAX_STREAMS: usize = 10_000;
 const MAX_STREAMS_OF_PROCESS: usize = 256;

@@ -166,6 +166,7 @@ impl Attestors {
     pub fn attest(&self, process: &PinnedProcess) -> Result<Arc<Attested>, AttestError> {
         for _ in 0..READINGS {
             let before = process.moment()?;
+            process.is_who_connected(&before)?;
             if let Some(known) = process.known(&before, MAX_AGE) {
                 return Ok(known);
             }

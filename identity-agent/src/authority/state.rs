@@ -5,9 +5,11 @@
 //! it is: a new root in its place would cut every workload off from its peers.
 
 use std::{
-    fs::{self, File, OpenOptions, Permissions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    },
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -208,8 +210,24 @@ impl Folder {
                 cause,
             }
         };
-        fs::create_dir_all(path).map_err(failed("make the folder"))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed("make the folder"))?;
         let found = fs::metadata(path).map_err(failed("look at"))?;
+        let own = rustix::process::geteuid().as_raw();
+        let refused = |why: &'static str| {
+            failed("trust")(io::Error::new(io::ErrorKind::PermissionDenied, why))
+        };
+        if ![0, own].contains(&found.uid()) {
+            return Err(refused("it belongs to somebody else; `chown` it"));
+        }
+        if found.mode() & 0o022 != 0 {
+            return Err(refused(
+                "others may have put files into it; look at what lies there, then `chmod 700` it",
+            ));
+        }
         if found.mode() & 0o077 != 0 {
             if found.uid() != rustix::process::geteuid().as_raw() {
                 let cause = io::Error::new(
@@ -280,7 +298,12 @@ pub fn replace_file(path: &Path, contents: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(FRESH);
-    let mut file = options().truncate(true).open(&fresh)?;
+    // What lies there may be somebody's link, or open in somebody's hands.
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = options().create_new(true).open(&fresh)?;
     file.write_all(contents)?;
     file.sync_all()?;
     fs::rename(&fresh, path)?;

@@ -1,10 +1,10 @@
 //! The Unix socket: where it may lie, and the connections it yields.
 
 use std::{
-    fs::{self, Permissions},
+    fs::{self, DirBuilder, Permissions},
     io,
     os::unix::{
-        fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
+        fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
         net::UnixStream as StdUnixStream,
     },
     path::Path,
@@ -38,7 +38,10 @@ use crate::telemetry::{CONNECTIONS_OF_USER, Metrics};
 /// What is in the way, and what to do about it.
 pub fn bind(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
     let folder = path.parent().context("a socket needs a folder")?;
-    fs::create_dir_all(folder)
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(folder)
         .with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
     let found = fs::metadata(folder)?;
     let own = rustix::process::geteuid().as_raw();

@@ -37,10 +37,36 @@ pub struct PinnedProcess {
     pid: i32,
     uid: u32,
     handle: OwnedFd,
+    /// Who it was when it connected; none for a process that a person asks about.
+    first: Option<First>,
     /// How often the kernel told something of it.
     changed: watch::Sender<u64>,
     /// What was found out about it last.
     last: Mutex<Option<Look>>,
+}
+
+/// What a process was when it connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct First {
+    /// Effective user and group, by the kernel's record of that moment.
+    owner: [u32; 2],
+    /// Device and inode of its program, as soon as the connection was accepted.
+    program: Option<(u64, u64)>,
+}
+
+impl Standing {
+    /// Effective user and group.
+    fn owner(&self) -> [u32; 2] {
+        match self {
+            Self::Handle { owner, .. } => *owner,
+            Self::Folder {
+                owner: [uids, gids],
+            } => {
+                let ([_, uid, ..], [_, gid, ..]) = (*uids, *gids);
+                [uid, gid]
+            }
+        }
+    }
 }
 
 /// What was found out about a process, when, and what it was then.
@@ -83,11 +109,33 @@ impl PinnedProcess {
         if peer.pid() <= 0 {
             return Err(PinError::OtherPidNamespace);
         }
-        match getsockopt(stream, sockopt::PeerPidfd) {
+        let mut pinned = match getsockopt(stream, sockopt::PeerPidfd) {
             Ok(handle) => Self::alive(peer.pid(), peer.uid(), handle),
             // The kernel is older than 6.5. Anything else, `EINVAL` too, means a dead peer.
             Err(nix::errno::Errno::ENOPROTOOPT) => Self::without_peers_pidfd(peer),
             Err(_) => Err(PinError::Gone),
+        }?;
+        pinned.first = Some(First {
+            owner: [peer.uid(), peer.gid()],
+            program: pinned.moment()?.program,
+        });
+        Ok(pinned)
+    }
+
+    /// Is this still who connected?
+    ///
+    /// Somebody may connect, share the connection with its parent, and execute a program of another user
+    /// or one that has an identity: the parent would ask, and that program be judged.
+    ///
+    /// # Errors
+    /// [`PinError::Another`]; the connection is good for nothing more.
+    pub fn is_who_connected(&self, now: &Moment) -> Result<(), PinError> {
+        let Some(first) = &self.first else {
+            return Ok(());
+        };
+        match first.owner == now.standing.owner() && first.program == now.program {
+            true => Ok(()),
+            false => Err(PinError::Another),
         }
     }
 
@@ -117,6 +165,7 @@ impl PinnedProcess {
             pid,
             uid,
             handle,
+            first: None,
             changed: watch::Sender::new(0),
             last: Mutex::default(),
         };
@@ -280,6 +329,9 @@ pub enum PinError {
     /// It has ended.
     #[error("the process has ended")]
     Gone,
+    /// It is another program, or another user's, than the one that connected.
+    #[error("the process is no more what it was when it connected; it has to connect again")]
+    Another,
     /// Its number cannot be told from here.
     #[error(
         "the process lives in a PID namespace that the agent cannot see; run the agent in the \

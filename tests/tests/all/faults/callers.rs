@@ -90,12 +90,43 @@ fn by_program() -> String {
 }
 
 #[test]
-fn a_process_that_executes_another_program_is_that_program() {
+fn a_connection_is_that_of_the_program_that_opened_it_and_of_no_other() {
     // FAULTS 6
-    let world = world(&by_program(), "");
+    let world = world(&(by_program() + &ours()), "");
     assert_eq!(
-        script(&world, "callers.py", "executes", &[&sleep()]),
-        ["spiffe://example.org/sleep"]
+        script(&world, "callers.py", "executes", &[&sleep(), "60"]),
+        [DENIED]
+    );
+    assert_eq!(
+        script(&world, "callers.py", "handed", &[]),
+        ["spiffe://example.org/ours spiffe://example.org/python"],
+        "its twin executes nothing"
+    );
+}
+
+#[test]
+#[ignore = "needs root, to be another user"]
+fn root_a_program_of_roots_that_somebody_starts_does_not_ask_for_him() {
+    let world = world(&workload("root", "'unix:uid:0'"), "");
+    // It belongs to root, and runs as root whoever starts it.
+    let program = world.path().join("sleeps-as-root");
+    fs::copy(sleep(), &program).unwrap();
+    let set_user = std::os::unix::fs::PermissionsExt::from_mode(0o4755);
+    fs::set_permissions(&program, set_user).unwrap();
+    let output = Command::new(root().join("target/python/bin/python"))
+        .arg(root().join("tests/python/callers.py"))
+        .arg("executes")
+        .arg(world.path().join("public/agent.sock"))
+        .args([program.to_str().unwrap(), "60"])
+        .env("CALLER", "12001")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(
+        said.trim(),
+        DENIED,
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
     );
 }
 
@@ -154,8 +185,8 @@ fn on_older_kernels_callers_are_pinned_and_told_apart_all_the_same() {
             "{names}"
         );
         assert_eq!(
-            script(&world, "callers.py", "executes", &[&sleep()]),
-            ["spiffe://example.org/ours spiffe://example.org/sleep"],
+            script(&world, "callers.py", "executes", &[&sleep(), "60"]),
+            [DENIED],
             "{names}"
         );
     }

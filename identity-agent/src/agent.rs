@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::{
-    admission::Calls,
+    admission::{Calls, Turns},
     attest::{AttestError, Attested, Attestors, Pod},
     audit,
     authority::{Authority, RevokedSvid, StateError},
@@ -62,6 +62,8 @@ pub struct Agent {
     /// Whom the kernel tells of.
     pub followed: Followed,
     told_refusals: Calls,
+    /// Who is looked at now.
+    pub(crate) turns: Turns,
     ledger: Ledger,
     warm: WarmSvids,
     /// The revocation lists as signed last: signing them anew would look like a change.
@@ -163,6 +165,7 @@ impl Agent {
             reattest: parts.reattest,
             followed: Followed::default(),
             told_refusals: Calls::new(REFUSALS_PER_SECOND, REFUSALS_AT_ONCE),
+            turns: Turns::default(),
             ledger: parts.ledger,
             warm: WarmSvids::default(),
             lists: Mutex::default(),
@@ -195,6 +198,11 @@ impl Agent {
     /// Tells every stream to look again: the Workloads or policies are others.
     pub fn announce_documents(&self) {
         self.warn_of_what_cannot_be();
+        let set = self.registry.current();
+        let mut selectors = set.workloads().flat_map(|one| &one.selectors);
+        // Nobody's program is read for nothing.
+        let is_asked = selectors.any(|one| one.to_string().starts_with("unix:sha256:"));
+        self.attestors.state_digests(is_asked);
         self.renew_told();
         self.take_back_what_is_nobodys();
         self.announce();

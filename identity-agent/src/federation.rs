@@ -222,7 +222,12 @@ async fn follow_endpoint(federation: &Federation, peer: &Peer, changed: &impl Fn
 
 fn read(trust_domain: &TrustDomain, path: &Path) -> anyhow::Result<BundleDocument> {
     let told = || format!("the bundle of `{trust_domain}` in `{}`", path.display());
-    let size = fs::metadata(path).with_context(told)?.len();
+    let found = fs::metadata(path).with_context(told)?;
+    // Anything else, such as a pipe, might keep us waiting for ever.
+    if !found.is_file() {
+        return Err(io::Error::other("it is no file")).with_context(told);
+    }
+    let size = found.len();
     if size > MAX_DOCUMENT as u64 {
         return Err(io::Error::from(io::ErrorKind::FileTooLarge)).with_context(told);
     }

@@ -3,6 +3,7 @@
 mod calls;
 mod follower;
 mod streams;
+mod turns;
 
 use std::{sync::Arc, time::Instant};
 
@@ -19,6 +20,7 @@ use crate::{
 pub(crate) use calls::Calls;
 pub(crate) use follower::Follower;
 use streams::OpenStream as Admitted;
+pub(crate) use turns::Turns;
 
 /// Lets callers in, or not.
 #[derive(Debug)]
@@ -118,8 +120,11 @@ pub(crate) async fn on_a_thread<T: Send + 'static>(
     method: &'static str,
     work: impl FnOnce(&Agent, &Entitled) -> Result<T, Status> + Send + 'static,
 ) -> Result<(Entitled, T), Status> {
+    // Whatever one user asks for, there are threads left for the others.
+    let turn = agent.turns.of(process.uid()).await;
     let (agent, process) = (agent.clone(), process.clone());
     tokio::task::spawn_blocking(move || {
+        let _turn = turn;
         let entitled = agent
             .entitled(&process)
             .inspect_err(|refusal| agent.refused(method, &process, refusal))

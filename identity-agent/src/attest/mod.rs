@@ -74,6 +74,9 @@ pub trait Attestor: std::fmt::Debug + Send + Sync {
 
     /// The type of its selectors.
     fn kind(&self) -> &'static str;
+
+    /// Are digests of programs asked for? They cost most.
+    fn state_digests(&self, _: bool) {}
 }
 
 /// Why an attestor cannot tell.
@@ -149,6 +152,13 @@ impl Attestors {
             attestors.push(Box::new(systemd::Systemd::new(bus.clone())));
         }
         Self::new(attestors)
+    }
+
+    /// Says whether any Workload asks for the digest of a program. Until it is said, they are stated.
+    pub fn state_digests(&self, asked: bool) {
+        self.attestors
+            .iter()
+            .for_each(|one| one.state_digests(asked));
     }
 
     /// Can any attestor state selectors of this type?

@@ -6,7 +6,10 @@ use std::{
     io::Read as _,
     os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use aws_lc_rs::digest;
@@ -18,11 +21,17 @@ use crate::caller::ProcFolder;
 #[derive(Debug, Default)]
 pub struct Unix {
     digests: Digests,
+    /// No Workload asks for a digest.
+    is_spared: AtomicBool,
 }
 
 impl Attestor for Unix {
     fn kind(&self) -> &'static str {
         "unix"
+    }
+
+    fn state_digests(&self, asked: bool) {
+        self.is_spared.store(!asked, Ordering::Relaxed);
     }
 
     fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str)) -> Result<(), AttestFailed> {
@@ -48,7 +57,9 @@ impl Attestor for Unix {
         if let Some(path) = program(subject.folder) {
             add(&format!("path:{path}"));
         }
-        if let Some(digest) = self.digests.of(&subject.folder.join("exe")) {
+        if !self.is_spared.load(Ordering::Relaxed)
+            && let Some(digest) = self.digests.of(&subject.folder.join("exe"))
+        {
             add(&format!("sha256:{digest}"));
         }
         Ok(())
@@ -80,6 +91,8 @@ pub fn program(folder: &ProcFolder) -> Option<String> {
 /// SHA-256 of running programs, remembered by what tells that a file has changed.
 #[derive(Debug, Default)]
 pub struct Digests {
+    /// One file is read at a time: many who ask for the same one wait for it to be read once.
+    reading: Mutex<()>,
     known: Mutex<HashMap<FileState, Option<String>>>,
 }
 
@@ -93,13 +106,21 @@ struct FileState {
 }
 
 impl Digests {
+    fn known(&self, file: &FileState) -> Option<Option<String>> {
+        self.known.lock().ok()?.get(file).cloned()
+    }
+
     /// The digest of the file behind `exe`, in lower-case hexadecimal. A file that is too large,
     /// cannot be read or changes meanwhile has none.
     pub fn of(&self, exe: &Path) -> Option<String> {
         let mut file = File::open(exe).ok()?;
         let before = state(&file)?;
-        if let Some(known) = self.known.lock().ok()?.get(&before) {
-            return known.clone();
+        if let Some(known) = self.known(&before) {
+            return known;
+        }
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = self.known(&before) {
+            return known;
         }
         let digest = (before.size <= MAX_PROGRAM_BYTES)
             .then(|| hash(&mut file))

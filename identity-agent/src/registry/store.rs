@@ -2,7 +2,12 @@
 //!
 //! A change is there whole or not at all, whatever happens to the process or the machine.
 
-use std::{fs::OpenOptions, os::unix::fs::OpenOptionsExt as _, path::Path};
+use std::{
+    fs::OpenOptions,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
 
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, backends::FileBackend,
@@ -11,7 +16,9 @@ use redb::{
 /// The database.
 #[derive(Debug)]
 pub struct Store {
-    database: Database,
+    folder: PathBuf,
+    /// None when it could not be opened again.
+    database: Mutex<Option<Database>>,
 }
 
 /// Why the database cannot be used. It stays as it is.
@@ -31,19 +38,10 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; callers do not start.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).mode(0o600);
-        let file = options
-            .open(folder.join(FILE))
-            .map_err(|error| StoreError(error.to_string()))?;
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(FileBackend::new(file)?)?;
-        // A reader needs the table to be there.
-        let change = database.begin_write()?;
-        change.open_table(WORKLOADS)?;
-        change.commit()?;
-        Ok(Self { database })
+        Ok(Self {
+            folder: folder.to_owned(),
+            database: Mutex::new(Some(open(folder)?)),
+        })
     }
 
     /// All documents by `namespace/name`, in the order of their names.
@@ -51,12 +49,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; callers keep what they have.
     pub fn all(&self) -> Result<Vec<(String, String)>, StoreError> {
-        let table = self.database.begin_read()?.open_table(WORKLOADS)?;
-        let all = table.iter()?.map(|entry| {
-            let (name, document) = entry?;
-            Ok((name.value().to_owned(), document.value().to_owned()))
-        });
-        all.collect()
+        self.with(|database| {
+            let table = database.begin_read()?.open_table(WORKLOADS)?;
+            let all = table.iter()?.map(|entry| {
+                let (name, document) = entry?;
+                Ok((name.value().to_owned(), document.value().to_owned()))
+            });
+            all.collect()
+        })
     }
 
     /// Puts documents in, all or none.
@@ -64,15 +64,16 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; nothing has changed then.
     pub fn put(&self, documents: &[(String, String)]) -> Result<(), StoreError> {
-        let change = self.database.begin_write()?;
-        {
-            let mut table = change.open_table(WORKLOADS)?;
-            for (name, document) in documents {
-                table.insert(name.as_str(), document.as_str())?;
+        self.with(|database| {
+            let change = database.begin_write()?;
+            {
+                let mut table = change.open_table(WORKLOADS)?;
+                for (name, document) in documents {
+                    table.insert(name.as_str(), document.as_str())?;
+                }
             }
-        }
-        change.commit()?;
-        Ok(())
+            Ok(change.commit()?)
+        })
     }
 
     /// Takes a document out.
@@ -80,11 +81,46 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; nothing has changed then.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
-        let change = self.database.begin_write()?;
-        change.open_table(WORKLOADS)?.remove(name)?;
-        change.commit()?;
-        Ok(())
+        self.with(|database| {
+            let change = database.begin_write()?;
+            change.open_table(WORKLOADS)?.remove(name)?;
+            Ok(change.commit()?)
+        })
     }
+
+    /// Does something with the database. After a failed write, as on a full disk, it answers nothing
+    /// until it is opened again.
+    fn with<T>(&self, work: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        let mut opened = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(database) = &*opened {
+            match work(database) {
+                Err(redb::Error::PreviousIo) => {}
+                done => return Ok(done?),
+            }
+        }
+        // Two must not have it open at once.
+        *opened = None;
+        let fresh = open(&self.folder)?;
+        let done = work(&fresh);
+        *opened = Some(fresh);
+        Ok(done?)
+    }
+}
+
+fn open(folder: &Path) -> Result<Database, StoreError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).mode(0o600);
+    let file = options
+        .open(folder.join(FILE))
+        .map_err(|error| StoreError(error.to_string()))?;
+    let database = Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        .create_with_backend(FileBackend::new(file)?)?;
+    // A reader needs the table to be there.
+    let change = database.begin_write()?;
+    change.open_table(WORKLOADS)?;
+    change.commit()?;
+    Ok(database)
 }
 
 const FILE: &str = "registry.redb";

@@ -136,8 +136,15 @@ fn is_of_secrets(type_url: &str) -> Result<(), Status> {
 
 const FETCH: &str = "FetchSecrets";
 
+/// How much of a reader's own words the log has.
+const MAX_WHY: usize = 256;
+
 /// Says that a reader did not take what it was sent. It will get the next change.
 fn log_refusal(process: &PinnedProcess, why: &Nack) {
-    let (pid, why) = (process.pid(), why.message.as_str());
-    tracing::warn!(pid, why, "the reader of a secret did not take it");
+    let why: String = why.message.chars().take(MAX_WHY).collect();
+    tracing::warn!(
+        pid = process.pid(),
+        why,
+        "the reader of a secret did not take it"
+    );
 }

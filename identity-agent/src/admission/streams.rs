@@ -71,7 +71,7 @@ fn count_off<K: Eq + std::hash::Hash>(counts: &DashMap<K, usize>, whose: K) {
     }
 }
 
-/// Half of all: nobody has all of them.
-const MAX_STREAMS_OF_USER: usize = MAX_STREAMS / 2;
+/// Three quarters: nobody has all of them.
+const MAX_STREAMS_OF_USER: usize = MAX_STREAMS / 4 * 3;
 const MAX_STREAMS: usize = 10_000;
 const MAX_STREAMS_OF_PROCESS: usize = 256;

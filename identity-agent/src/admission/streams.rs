@@ -21,13 +21,19 @@ impl Streams {
         (pid, uid): (i32, u32),
         gauge: &Gauge,
     ) -> Option<OpenStream> {
+        // Before anything is counted: who is refused leaves nothing behind.
+        if self.all.load(Ordering::Relaxed) >= MAX_STREAMS {
+            return None;
+        }
         {
             let mut own = self.by_process.entry(pid).or_default();
             let mut of_user = self.by_user.entry(uid).or_default();
-            if *own >= MAX_STREAMS_OF_PROCESS
-                || *of_user >= MAX_STREAMS_OF_USER
-                || self.all.load(Ordering::Relaxed) >= MAX_STREAMS
-            {
+            if *own >= MAX_STREAMS_OF_PROCESS || *of_user >= MAX_STREAMS_OF_USER {
+                let is_new = *own == 0;
+                drop((own, of_user));
+                if is_new {
+                    self.by_process.remove_if(&pid, |_, open| *open == 0);
+                }
                 return None;
             }
             *own += 1;

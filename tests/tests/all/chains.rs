@@ -695,7 +695,7 @@ impl ResolvesServerCert for Always {
 
 /// Believes everybody.
 #[derive(Debug)]
-struct Credulous;
+pub(super) struct Credulous;
 
 impl ServerCertVerifier for Credulous {
     fn verify_server_cert(

@@ -11,13 +11,12 @@ use std::{
 use postern_tests::{eventually, root, run};
 use rcgen::{KeyPair, SanType};
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, Error, HandshakeKind, SignatureScheme,
-    Stream,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    ClientConfig, ClientConnection, HandshakeKind, Stream,
     crypto::aws_lc_rs::{self, default_provider},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
 
+use super::chains::Credulous;
 use super::inbound::Site;
 
 fn script(site: &Site, case: &str) -> Vec<String> {
@@ -131,46 +130,6 @@ fn no_tickets_are_given_and_none_is_taken() {
         // Whoever can, exchanges keys in a way that a quantum computer does not break.
         let group = connection.negotiated_key_exchange_group().unwrap();
         assert_eq!(group.name(), aws_lc_rs::kx_group::X25519MLKEM768.name());
-    }
-}
-
-/// Believes every server.
-#[derive(Debug)]
-struct Credulous;
-
-impl ServerCertVerifier for Credulous {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("old".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        let algorithms = default_provider().signature_verification_algorithms;
-        algorithms.supported_schemes()
     }
 }
 

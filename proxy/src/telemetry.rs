@@ -19,7 +19,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::{Registry, Unit},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 /// Sends the log to standard output: JSON lines, or plain text on a terminal.
@@ -249,7 +249,12 @@ pub async fn serve(
         .await
         .with_context(|| format!("cannot listen on {listen} (`{key}.listen`)"))?;
     Ok(async move {
+        // More wait in the kernel's queue.
+        let free = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
+            let Ok(permit) = free.clone().acquire_owned().await else {
+                return;
+            };
             let Ok((stream, _)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -261,16 +266,27 @@ pub async fn serve(
                     let answer = answer(&request, &metrics, &readiness, inspector.as_ref());
                     async { answer }
                 });
-                let _ = http1::Builder::new()
+                let served = http1::Builder::new()
                     .timer(TokioTimer::new())
-                    .header_read_timeout(Duration::from_secs(5))
+                    .header_read_timeout(HEAD_TIME)
                     .keep_alive(false)
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
+                    .serve_connection(TokioIo::new(stream), service);
+                // Who does not read the answer does not keep the place.
+                let _ = timeout(CONNECTION_TIME, served).await;
+                drop(permit);
             });
         }
     })
 }
+
+/// As many as monitors, probes and people at once need.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Until when a request must have been said.
+const HEAD_TIME: Duration = Duration::from_secs(5);
+
+/// Until when its answer must have been read.
+const CONNECTION_TIME: Duration = Duration::from_secs(15);
 
 /// By an address, or as `localhost`?
 fn is_asked_directly<B>(request: &Request<B>) -> bool {
@@ -323,9 +339,46 @@ fn answer(
 
 #[cfg(test)]
 mod tests {
-    use http::Request;
+    use std::sync::Arc;
 
-    use super::is_asked_directly;
+    use http::Request;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+    };
+
+    use super::{MAX_CONNECTIONS, Metrics, Readiness, is_asked_directly, serve};
+
+    #[tokio::test]
+    async fn connections_that_say_nothing_are_bounded_and_make_room_for_others() {
+        // FAULTS 121
+        let listen = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listen.local_addr().unwrap();
+        drop(listen);
+        let readiness: Readiness = Arc::new(Vec::new);
+        let metrics = Arc::new(Metrics::default());
+        let serving = serve(address, "metrics", metrics, readiness, None).await;
+        let serving = tokio::spawn(serving.unwrap());
+        let mut idle = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut asking = TcpStream::connect(address).await.unwrap();
+        let request = b"GET /healthz/live HTTP/1.1\r\nhost: any\r\n\r\n";
+        asking.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        asking.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        // It was let in when one of them had been sent away, not before.
+        let mut rest = String::new();
+        let first = idle.first_mut().unwrap();
+        tokio::select! {
+            biased;
+            ended = first.read_to_string(&mut rest) => drop(ended),
+            () = std::future::ready(()) => panic!("more were let in than there are places"),
+        }
+        serving.abort();
+    }
 
     #[test]
     fn the_admin_listener_answers_to_no_other_name() {

@@ -39,6 +39,7 @@ fn main() {
     let runtime = builder.enable_all().build().unwrap();
     match words.as_slice() {
         [_, "first", socket] => runtime.block_on(first(Path::new(socket))),
+        [_, "check", socket] => runtime.block_on(first_check(Path::new(socket))),
         [_, "streams", socket, number] => {
             runtime.block_on(streams(Path::new(socket), number.parse().unwrap()));
         }
@@ -76,6 +77,13 @@ async fn first(socket: &Path) {
     let began = Instant::now();
     let mut stream = open(&connect(socket).await).await;
     stream.message().await.unwrap().unwrap();
+    println!("{}", began.elapsed().as_micros());
+}
+
+/// The same with a health check: what a fresh process and a new connection cost by themselves.
+async fn first_check(socket: &Path) {
+    let began = Instant::now();
+    check(&connect(socket).await).await;
     println!("{}", began.elapsed().as_micros());
 }
 
@@ -239,18 +247,23 @@ async fn token(channel: &Channel) {
 /// The first fetch of processes that the agent has never seen, each in a pod of its own.
 fn first_fetches() {
     let agent = Agent::start(&workloads(1, ""), "");
-    let mut all: Vec<u128> = (0..PROCESSES)
-        .map(|_| {
-            let output = agent.child(&["first"]).wait_with_output().unwrap();
+    let mut all = [Vec::new(), Vec::new()];
+    for _ in 0..PROCESSES {
+        for (what, times) in ["first", "check"].iter().zip(&mut all) {
+            let output = agent.child(&[what]).wait_with_output().unwrap();
             let text = String::from_utf8(output.stdout).unwrap();
-            text.trim().parse().unwrap()
-        })
-        .collect();
-    all.sort_unstable();
+            times.push(text.trim().parse::<u128>().unwrap());
+        }
+    }
+    all.iter_mut().for_each(|times| times.sort_unstable());
+    let [first, check] = &all;
     println!(
-        "first fetch of a process, from connect to the identity in hand: p50 {} us, p99 {} us",
-        percentile(&all, 50),
-        percentile(&all, 99)
+        "first fetch of a process, from connect to the identity in hand: p50 {} us, p99 {} us; first \
+         health check: p50 {} us, p99 {} us",
+        percentile(first, 50),
+        percentile(first, 99),
+        percentile(check, 50),
+        percentile(check, 99)
     );
 }
 

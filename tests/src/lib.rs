@@ -37,20 +37,13 @@ fn build() -> anyhow::Result<PathBuf> {
         .context("this test lies in no folder")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args([
-        "build",
-        "-q",
-        "-p",
-        "postern-agent",
-        "-p",
-        "postern-proxy",
-        "-p",
-        "postern-policies",
-    ]);
+    command.args(["build", "-q", "--workspace", "--bins"]);
     command.current_dir(root());
-    if !cfg!(debug_assertions) {
-        command.arg("--release");
-    }
+    match cfg!(debug_assertions) {
+        // With the features that `cargo test --workspace` has built everything with already.
+        true => command.args(["--test", "all"]),
+        false => command.arg("--release"),
+    };
     ensure!(command.status()?.success(), "the daemons do not build");
     Ok(folder.to_owned())
 }

@@ -2,41 +2,55 @@
 //!
 //! Blocking where it reads files; the Workload API calls it on a thread for that.
 
+mod asking;
+mod changes;
+mod entitled;
 mod ledger;
+mod pods;
+mod presence;
 mod warm;
+mod watching;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU8},
     time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use postern_policies::{
     PolicySet,
-    model::workload::{OnDrift, Workload, WorkloadName},
+    model::workload::{Workload, WorkloadName},
 };
-use postern_proto::control::State;
 use postern_spiffe::{JwtBundle, Selector, TrustDomain, X509Bundle, bundle::BundleDocument};
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::{
+    sync::{Notify, watch},
+    task::spawn_blocking,
+};
 
 use crate::{
     admission::{Calls, Turns},
-    attest::{AttestError, Attested, Attestors, Pod},
+    attest::{Asked, AttestError, Attested, Attestors, Pod, why_lacking},
     audit,
     authority::{Authority, RevokedSvid, StateError},
     caller::PinnedProcess,
-    control::{self, Policies},
-    drift::{self, Drift},
+    control::Told,
+    drift::Drift,
     federation::Federation,
-    monitor::Followed,
+    monitor::{Followed, Mounts},
     registry::{Registry, matching, nearest_misses},
-    telemetry::{AUDITED_REFUSALS, DRIFT_LIST, ISSUED, Metrics, ReasonLabel, WARM_SVIDS},
+    telemetry::{AUDITED_REFUSALS, ISSUED, ISSUED_TO_USER, Metrics, PODS, ReasonLabel, WARM_SVIDS},
 };
 
-pub use ledger::Ledger;
-use ledger::{NotNoted, Record};
+use asking::Asking;
+use changes::Changes;
+pub(crate) use entitled::keep_first_of_each_hint;
+pub use entitled::{CannotIssue, Entitled, Refusal};
+use ledger::Record;
+pub use ledger::{Ledger, NotNoted};
+use pods::Pods;
 pub use warm::Warm;
 use warm::WarmSvids;
 
@@ -50,9 +64,7 @@ pub struct Agent {
     /// Signs.
     pub authority: Authority,
     /// The bundles of other trust domains.
-    pub federation: Federation,
-    /// What proxies are told of policies, if anything.
-    pub policies: Option<Policies>,
+    pub federation: Arc<Federation>,
     /// What was seen of drift.
     pub drift: Drift,
     /// The counters.
@@ -62,14 +74,23 @@ pub struct Agent {
     /// Whom the kernel tells of.
     pub followed: Followed,
     told_refusals: Calls,
+    told_lacks: Calls,
     /// Who is looked at now.
     pub(crate) turns: Turns,
     ledger: Ledger,
+    pods: Pods,
+    asking: Asking,
+    /// Whose events were lost since the last look, as a set.
+    lost: AtomicU8,
+    /// Somebody wants all pods to be looked at now.
+    pub(crate) look_again: Arc<Notify>,
+    mounts: Mounts,
     warm: WarmSvids,
     /// The revocation lists as signed last: signing them anew would look like a change.
     lists: Mutex<Option<SignedLists>>,
     trust: Mutex<HashMap<BTreeSet<TrustDomain>, Arc<Trust>>>,
-    told: ArcSwap<State>,
+    told: ArcSwap<Told>,
+    changes: Changes,
     changed: watch::Sender<u64>,
 }
 
@@ -77,15 +98,15 @@ pub struct Agent {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Trust {
     /// The roots of the own trust domain, in DER, one after the other.
-    pub bundle: Vec<u8>,
+    pub bundle: Bytes,
     /// The revocation lists in force, in DER.
-    pub lists: Vec<Vec<u8>>,
+    pub lists: Vec<Bytes>,
     /// The roots of other trust domains, by `spiffe://<trust domain>`.
     pub federated: Vec<(String, Vec<u8>)>,
 }
 
 /// Revocation lists in DER, and when they were signed.
-type SignedLists = (Arc<[Vec<u8>]>, Instant);
+type SignedLists = (Arc<[Bytes]>, Instant);
 
 /// What an agent is put together from.
 #[derive(Debug)]
@@ -98,8 +119,6 @@ pub struct Parts {
     pub authority: Authority,
     /// See [`Agent::federation`].
     pub federation: Federation,
-    /// See [`Agent::policies`].
-    pub policies: Option<Policies>,
     /// The SVIDs that are out there.
     pub ledger: Ledger,
     /// See [`Agent::metrics`].
@@ -108,71 +127,36 @@ pub struct Parts {
     pub reattest: Duration,
 }
 
-/// What a caller is entitled to at this moment. Never empty.
-#[derive(Debug)]
-pub struct Entitled {
-    /// The Workloads it is, in a fixed order.
-    pub workloads: Vec<Workload>,
-    /// Its pod.
-    pub pod: Pod,
-}
-
-impl Entitled {
-    /// The trust domains whose bundles it gets beside its own.
-    pub fn federates_with(&self) -> BTreeSet<TrustDomain> {
-        let all = self.workloads.iter();
-        all.flat_map(|workload| workload.federates_with.iter().cloned())
-            .collect()
-    }
-}
-
-/// Why a caller gets no identity.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// It could not be attested.
-    #[error(transparent)]
-    Attest(#[from] AttestError),
-    /// No Workload has its selectors.
-    #[error("no Workload has the selectors of this process")]
-    NoWorkload(Arc<Attested>),
-    /// Its pod is not what the baseline says.
-    #[error("the pod has drifted from its baseline")]
-    Drifted,
-}
-
-impl Refusal {
-    /// A short, stable label for metrics.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Attest(_) => "attestation",
-            Self::NoWorkload(_) => "no_workload",
-            Self::Drifted => "drift",
-        }
-    }
-}
-
 impl Agent {
     /// Puts the parts together. What was issued to Workloads that are gone is taken back.
     pub fn new(parts: Parts) -> Self {
+        let pods = Pods::of_before(parts.ledger.seen());
         let agent = Self {
             attestors: parts.attestors,
             registry: parts.registry,
             authority: parts.authority,
-            federation: parts.federation,
-            policies: parts.policies,
+            federation: Arc::new(parts.federation),
             drift: Drift::default(),
             metrics: parts.metrics,
             reattest: parts.reattest,
             followed: Followed::default(),
             told_refusals: Calls::new(REFUSALS_PER_SECOND, REFUSALS_AT_ONCE),
+            told_lacks: Calls::new(1.0, 1.0),
             turns: Turns::default(),
             ledger: parts.ledger,
+            pods,
+            asking: Asking::default(),
+            lost: AtomicU8::new(0),
+            look_again: Arc::default(),
+            mounts: Mounts::default(),
             warm: WarmSvids::default(),
             lists: Mutex::default(),
             trust: Mutex::default(),
             told: ArcSwap::default(),
+            changes: Changes::default(),
             changed: watch::Sender::new(0),
         };
+        agent.forget_others();
         agent.announce_documents();
         agent
     }
@@ -182,27 +166,51 @@ impl Agent {
         self.changed.subscribe()
     }
 
-    /// What all proxies are told.
-    pub fn told(&self) -> Arc<State> {
+    /// Changes something that is kept, on a thread for it, after all changes that were asked for before.
+    /// None when it panicked.
+    pub async fn change<T: Send + 'static>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let agent = self.clone();
+        self.changes.make(move || change(&agent)).await
+    }
+
+    /// Looks at something for which a disk or a lock may have to be waited for, on a thread for it.
+    /// None when it panicked.
+    pub async fn look<T: Send + 'static>(
+        self: &Arc<Self>,
+        look: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let agent = self.clone();
+        spawn_blocking(move || look(&agent)).await.ok()
+    }
+
+    /// What proxies are told.
+    pub(crate) fn told(&self) -> Arc<Told> {
         self.told.load_full()
     }
 
     /// Makes anew what proxies are told, if it is another.
     fn renew_told(&self) {
-        let next = control::state(&self.registry.current(), self.policies.as_ref());
-        if **self.told.load() != next {
+        let next = Told::of(&self.registry.pair());
+        if !self.told.load().is_same(&next) {
             self.told.store(Arc::new(next));
         }
     }
 
-    /// Tells every stream to look again: the Workloads or policies are others.
+    /// Tells every stream to look again: the Workloads or policies are others. Blocking, and a part of
+    /// the change that made them so: of two at once the older one might be told last.
     pub fn announce_documents(&self) {
         self.warn_of_what_cannot_be();
         let set = self.registry.current();
-        let mut selectors = set.workloads().flat_map(|one| &one.selectors);
         // Nobody's program is read for nothing.
-        let is_asked = selectors.any(|one| one.to_string().starts_with("unix:sha256:"));
-        self.attestors.state_digests(is_asked);
+        let selectors = set.workloads().flat_map(|one| &one.selectors);
+        self.attestors.asked(&Asked::by(selectors));
+        if self.registry.are_rules_news() {
+            self.tell_of_rules();
+            self.drift.ask_again();
+        }
         self.renew_told();
         self.take_back_what_is_nobodys();
         self.announce();
@@ -226,13 +234,46 @@ impl Agent {
         }
     }
 
+    /// A rule that does not run is none, and one that runs in part misses something.
+    fn tell_of_rules(&self) {
+        let set = self.registry.current();
+        for workload in set.workloads() {
+            let Some(rules) = self.registry.rules(&workload.name) else {
+                continue;
+            };
+            for warning in &rules.warnings {
+                tracing::warn!(workload = %workload.name, %warning, "a rule is probably not what is meant");
+            }
+            for one in rules.checked.iter().filter(|one| one.is_enabled) {
+                for reason in &one.reasons {
+                    let place = format!("{}:{}", reason.file.display(), reason.place.line);
+                    let runs = one.runs.as_str();
+                    tracing::warn!(workload = %workload.name, rule = one.rule, runs, place, why = reason.why, "a rule does not run whole");
+                }
+            }
+        }
+    }
+
     /// Takes back what Workloads hold that are gone, or have another identity now.
     fn take_back_what_is_nobodys(&self) {
+        // What pods hold is theirs still, though nobody has told us of them yet.
+        if self.registry.awaits_cluster() {
+            return;
+        }
         let set = self.registry.current();
-        let taken = self.ledger.take(|record| {
+        self.take_back_where(|record| {
             let workload = set.workload(&record.workload);
-            workload.is_none_or(|workload| workload.spiffe_id.as_str() != record.spiffe_id)
+            workload.is_none_or(|workload| workload.spiffe_id != record.spiffe_id)
         });
+    }
+
+    /// Takes back what these hold: other pods have their names by now.
+    pub(crate) fn take_back_of(&self, replaced: &HashSet<WorkloadName>) {
+        self.take_back_where(|record| replaced.contains(&record.workload));
+    }
+
+    fn take_back_where(&self, is_taken: impl Fn(&Record) -> bool) {
+        let taken = self.ledger.take(is_taken);
         for record in &taken {
             self.warm.forget(&record.workload, record.pod);
         }
@@ -253,60 +294,107 @@ impl Agent {
     /// # Errors
     /// [`Refusal`]; the caller gets no identity, and the reason is counted and logged.
     pub fn entitled(&self, process: &PinnedProcess) -> Result<Entitled, Refusal> {
-        let attested = self.attestors.attest(process)?;
+        let count = |error: &AttestError| {
+            if matches!(error, AttestError::Lack(_) | AttestError::NoAnswer { .. }) {
+                self.lacks(error);
+            }
+        };
+        let attested = self.attestors.attest(process).inspect_err(count)?;
         let set = self.registry.current();
-        let now = SystemTime::now();
-        let in_force = set.workloads().filter(|workload| workload.is_in_force(now));
-        let matching = matching(in_force, &attested.selectors).into_iter();
-        let mut workloads: Vec<Workload> = matching.cloned().collect();
-        if workloads.is_empty() {
-            return Err(Refusal::NoWorkload(attested));
-        }
-        let pod = attested.pod;
-        let watched: Vec<&Workload> = workloads
-            .iter()
-            .filter(|workload| workload.baseline.is_some())
-            .collect();
-        let withdrawn =
-            self.look_for_drift(&watched.iter().map(|one| (*one, pod)).collect::<Vec<_>>());
-        workloads.retain(|workload| !withdrawn.contains(&(workload.name.clone(), pod)));
-        if workloads.is_empty() {
+        let Some(mut entitled) = Entitled::of(process, &attested, &set, SystemTime::now()) else {
+            // It says nothing against a pod that nobody has told us of it.
+            return Err(match self.registry.awaits_cluster() {
+                true => Refusal::NotSynced,
+                false => Refusal::NoWorkload(attested),
+            });
+        };
+        let pod = entitled.pod;
+        let is_full = || self.metrics.reached(PODS);
+        let forget = |standing| self.forget_what_is_known(pod, standing);
+        let kept = self.pods.keep(process, pod, is_full, forget);
+        kept.inspect_err(count)?;
+        let watched = entitled.workloads.iter();
+        let watched = watched.filter(|workload| workload.baseline.is_some());
+        let watched: Vec<(&Workload, Pod)> = watched.map(|one| (one, pod)).collect();
+        let looked = self.look_for_drift(&watched, false);
+        let is_left =
+            |workload: &Workload| !looked.withdrawn.contains(&(workload.name.clone(), pod));
+        entitled.workloads.retain(is_left);
+        if entitled.workloads.is_empty() {
             return Err(Refusal::Drifted);
         }
-        keep_first_of_each_hint(&mut workloads);
-        Ok(Entitled { workloads, pod })
+        // Who was not seen is not vouched for, where what he does would have been answered.
+        let is_strict = |one: &Workload| one.baseline.is_some() && one.on_drift.withdraws();
+        if let Some(lack) = looked.lack
+            && entitled.workloads.iter().any(is_strict)
+        {
+            return Err(Refusal::Lack(lack));
+        }
+        keep_first_of_each_hint(&mut entitled.workloads);
+        Ok(entitled)
     }
 
-    /// The SVID of a Workload in a pod: the one that its processes have, or a new one if that is to
-    /// be renewed. What is issued is remembered.
+    /// The SVID of one of the Workloads that somebody is entitled to: the one that the processes of its
+    /// pod have, or a new one if that is to be renewed. What is issued is remembered.
     ///
     /// # Errors
-    /// As [`Authority::issue`].
+    /// [`CannotIssue`]; callers get nothing that they do not have.
     pub fn svid(
         &self,
         workload: &Workload,
-        pod: Pod,
+        entitled: &Entitled,
         now: SystemTime,
-    ) -> Result<Arc<Warm>, StateError> {
-        let is_good =
-            |warm: &Warm| warm.is_for(workload) && self.authority.stands_by(&warm.issued().issuer);
+    ) -> Result<Arc<Warm>, CannotIssue> {
+        let is_good = |warm: &Warm| self.is_good(warm, workload);
         let is_full = || self.metrics.reached(WARM_SVIDS);
-        self.warm
-            .get_or_issue((&workload.name, pod), is_good, is_full, || {
-                self.issue(workload, pod, now)
-            })
+        let key = (&workload.name, entitled.pod, entitled.uid);
+        // INVARIANT: the pods are locked before a shard of what is warm, never behind it: who forgets a pod
+        // holds them and waits for all shards.
+        let seen = self.pods.seen_at(entitled.pod);
+        self.warm.get_or_issue(key, is_good, is_full, || {
+            let issued = self.issue(workload, entitled, seen, now);
+            issued.inspect_err(|error| self.not_issued(error))
+        })
     }
 
-    fn issue(&self, workload: &Workload, pod: Pod, now: SystemTime) -> Result<Warm, StateError> {
-        self.ledger
-            .has_room(self.authority.revoked())
-            .map_err(|full| self.not_noted(&full))?;
+    /// The same, if there is one that is good, and nobody has to be waited for to tell.
+    pub(crate) fn known_svid(&self, workload: &Workload, pod: Pod) -> Option<Arc<Warm>> {
+        let is_good = |warm: &Warm| self.is_good(warm, workload);
+        self.warm.known(&workload.name, pod, is_good)
+    }
+
+    /// Is it what this Workload says, and of a signer that is still trusted?
+    fn is_good(&self, warm: &Warm, workload: &Workload) -> bool {
+        warm.is_for(workload) && self.authority.stands_by(warm.issuer())
+    }
+
+    fn issue(
+        &self,
+        workload: &Workload,
+        entitled: &Entitled,
+        seen: Option<u64>,
+        now: SystemTime,
+    ) -> Result<Warm, CannotIssue> {
+        let (pod, owner) = (entitled.pod, entitled.uid);
+        self.ledger.has_room(owner, self.authority.revoked(now))?;
         let lifetime = workload
             .svid_ttl
             .unwrap_or_else(|| self.authority.svid_lifetime());
         let issued =
             self.authority
                 .issue(&workload.spiffe_id, &workload.dns_names, lifetime, now)?;
+        self.ledger.note(Record {
+            workload: workload.name.clone(),
+            spiffe_id: workload.spiffe_id.clone(),
+            pod,
+            seen,
+            owner: Some(owner),
+            svid: RevokedSvid {
+                serial: issued.serial.clone(),
+                issuer: issued.issuer.clone(),
+                expires: issued.not_after,
+            },
+        })?;
         self.metrics.svids_issued.inc();
         tracing::info!(
             workload = %workload.name,
@@ -315,21 +403,7 @@ impl Agent {
             serial = warm::hexadecimal(&issued.serial),
             "an identity was issued"
         );
-        let svid = RevokedSvid {
-            serial: issued.serial.clone(),
-            issuer: issued.issuer.clone(),
-            expires: issued.not_after,
-        };
-        let record = Record {
-            workload: workload.name.clone(),
-            spiffe_id: workload.spiffe_id.to_string(),
-            pod,
-            svid,
-        };
-        if let Err(error) = self.ledger.note(record) {
-            self.not_noted(&error);
-        }
-        Ok(Warm::new(workload, issued, now))
+        Ok(Warm::new(workload, owner, issued, now))
     }
 
     /// Takes a tainted root or key of tokens out of the bundles, and back what it signed.
@@ -345,14 +419,22 @@ impl Agent {
         Ok(())
     }
 
+    /// Counts and logs why nothing was issued.
+    fn not_issued(&self, error: &CannotIssue) {
+        match error {
+            CannotIssue::Signer(error) => tracing::error!(%error, "cannot issue"),
+            CannotIssue::Ledger(error) => self.not_noted(error),
+        }
+    }
+
     /// Counts and logs that the ledger cannot be kept.
-    fn not_noted(&self, error: &NotNoted) -> StateError {
+    fn not_noted(&self, error: &NotNoted) {
         match error {
             NotNoted::Full => self.metrics.reached(ISSUED),
+            NotNoted::FullOfUser(_) => self.metrics.reached(ISSUED_TO_USER),
             NotNoted::Write(_) => drop(self.metrics.state_writes_failed.inc()),
         }
         tracing::error!(%error, "the ledger of issued SVIDs cannot be kept");
-        StateError::TooMany
     }
 
     /// Whom somebody who federates with these trust domains may trust.
@@ -373,7 +455,7 @@ impl Agent {
             (!bundle.is_empty()).then(|| (name.id_string(), bundle))
         });
         let trust = Arc::new(Trust {
-            bundle: self.authority.bundle(),
+            bundle: self.authority.bundle().into(),
             lists: self.revocation_lists()?,
             federated: federated.collect(),
         });
@@ -382,6 +464,12 @@ impl Agent {
             known.insert(federates_with.clone(), trust.clone());
         }
         Ok(trust)
+    }
+
+    /// The same, if it is known, and nobody has to be waited for to tell.
+    pub(crate) fn known_trust(&self, federates_with: &BTreeSet<TrustDomain>) -> Option<Arc<Trust>> {
+        let known = self.trust.try_lock().ok()?;
+        known.get(federates_with).cloned()
     }
 
     /// The own bundle as others read it.
@@ -408,12 +496,13 @@ impl Agent {
     ///
     /// # Errors
     /// As [`Authority::revocation_lists`].
-    pub fn revocation_lists(&self) -> Result<Vec<Vec<u8>>, StateError> {
+    pub fn revocation_lists(&self) -> Result<Vec<Bytes>, StateError> {
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((lists, _)) = &*lists {
             return Ok(lists.to_vec());
         }
-        let signed: Arc<[Vec<u8>]> = self.authority.revocation_lists(SystemTime::now())?.into();
+        let signed = self.authority.revocation_lists(SystemTime::now())?;
+        let signed: Arc<[Bytes]> = signed.into_iter().map(Bytes::from).collect();
         *lists = Some((signed.clone(), Instant::now()));
         Ok(signed.to_vec())
     }
@@ -436,88 +525,6 @@ impl Agent {
         }
     }
 
-    /// One round of watching: forgets what has ended, looks at every pod that holds an identity.
-    /// Blocking.
-    pub fn watch_pods(&self, now: SystemTime) {
-        let (held, written) = self.ledger.held(now);
-        if let Err(error) = written {
-            self.not_noted(&error.into());
-        }
-        self.warm.forget_due();
-        self.followed.forget_ended();
-        self.renew_old_lists();
-        let set = self.registry.current();
-        let watched: Vec<(&Workload, Pod)> = held
-            .iter()
-            .filter_map(|(name, pod)| Some((set.workload(name)?, *pod)))
-            .filter(|(workload, _)| workload.baseline.is_some())
-            .collect();
-        self.look_for_drift(&watched);
-    }
-
-    /// Looks at pods, answers what is found, and tells which identities are withdrawn as long as
-    /// it lasts.
-    fn look_for_drift(&self, watched: &[(&Workload, Pod)]) -> HashSet<(WorkloadName, Pod)> {
-        let mut withdrawn = HashSet::new();
-        if watched.is_empty() {
-            return withdrawn;
-        }
-        let now = SystemTime::now();
-        let pods = watched.iter().map(|(_, pod)| *pod).collect();
-        let with_digests = watched
-            .iter()
-            .any(|(workload, _)| drift::wants_digests(workload));
-        let seen = match self.drift.scan(&self.attestors, &pods, with_digests) {
-            Ok(seen) => seen,
-            // Who cannot be looked at is not vouched for, where that would have been answered.
-            Err(error) => {
-                tracing::error!(%error, "the pods cannot be looked at");
-                let strict = watched
-                    .iter()
-                    .filter(|(one, _)| one.on_drift == OnDrift::Revoke);
-                return strict.map(|(one, pod)| (one.name.clone(), *pod)).collect();
-            }
-        };
-        let mut revoked = false;
-        for (workload, pod) in watched {
-            let processes = seen.get(pod).map(Vec::as_slice).unwrap_or_default();
-            let is_full = || self.metrics.reached(DRIFT_LIST);
-            let found = self.drift.compare(workload, *pod, processes, now, is_full);
-            for (deviation, is_new) in found {
-                if is_new {
-                    self.metrics.deviations.inc();
-                    tracing::warn!(
-                        workload = %deviation.workload,
-                        spiffe_id = deviation.spiffe_id,
-                        what = deviation.what,
-                        pid = deviation.pid,
-                        answer = ?deviation.answer,
-                        "a pod runs what its baseline does not say"
-                    );
-                }
-                if deviation.answer == OnDrift::Revoke {
-                    withdrawn.insert((workload.name.clone(), *pod));
-                    revoked |= self.revoke(&workload.name, *pod, now);
-                }
-            }
-        }
-        if revoked {
-            self.announce();
-        }
-        withdrawn
-    }
-
-    /// Takes back what a Workload holds in a pod. Tells whether there was anything.
-    fn revoke(&self, workload: &WorkloadName, pod: Pod, now: SystemTime) -> bool {
-        let taken = self
-            .ledger
-            .take(|record| record.workload == *workload && record.pod == pod);
-        // Forgotten afterwards: what is issued in between is on the ledger, or warm no more.
-        self.warm.forget(workload, pod);
-        self.take_back(&taken, now);
-        !taken.is_empty()
-    }
-
     /// Puts SVIDs on the revocation lists.
     fn take_back(&self, taken: &[Record], now: SystemTime) {
         if taken.is_empty() {
@@ -529,7 +536,7 @@ impl Agent {
             tracing::warn!(
                 target: "audit",
                 workload = %record.workload,
-                spiffe_id = record.spiffe_id,
+                spiffe_id = %record.spiffe_id,
                 pod = ?record.pod,
                 serial = warm::hexadecimal(&record.svid.serial),
                 "taken back"
@@ -595,77 +602,19 @@ pub fn explanation(pid: i32, attested: &Attested, set: &PolicySet) -> serde_json
         "expired": ended.iter().map(|workload| workload.name.to_string()).collect::<Vec<_>>(),
         "nearestMisses": misses.into_iter().map(|miss| json!({
             "name": miss.workload.name.to_string(),
+            "why": why_missing(&miss.missing, attested),
             "missing": texts(miss.missing),
         })).collect::<Vec<_>>(),
     })
 }
 
-const SHOWN_MISSES: usize = 3;
-
-/// Hints are unique in an answer: of two Workloads with one hint the older one is taken, and of two
-/// of one age the first by name. Spec: SPIFFE Workload API section 5.2.1.
-fn keep_first_of_each_hint(workloads: &mut Vec<Workload>) {
-    let mut first: HashMap<String, (Option<SystemTime>, WorkloadName)> = HashMap::new();
-    for workload in workloads.iter() {
-        let Some(hint) = &workload.hint else { continue };
-        let own = (workload.created, workload.name.clone());
-        match first.get_mut(hint) {
-            Some(known) => *known = own.min(known.clone()),
-            None => drop(first.insert(hint.clone(), own)),
-        }
-    }
-    workloads.retain(|workload| {
-        let chosen = workload.hint.as_ref().and_then(|hint| first.get(hint));
-        let is_chosen = chosen.is_none_or(|(_, name)| *name == workload.name);
-        if !is_chosen {
-            tracing::debug!(workload = %workload.name, hint = workload.hint, "another Workload of the same process has this hint; this one is left out");
-        }
-        is_chosen
+/// Why a process lacks some selectors, as far as that was found out.
+pub(crate) fn why_missing(missing: &[&Selector], attested: &Attested) -> Vec<String> {
+    let why = missing.iter().filter_map(|one| {
+        let why = why_lacking(&attested.findings, one.kind(), one.value())?;
+        Some(format!("{one}: {why}"))
     });
+    why.collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use std::{
-        path::PathBuf,
-        time::{Duration, SystemTime},
-    };
-
-    use postern_policies::{Options, PolicySet, SourceFile, model::workload::Workload};
-    use postern_spiffe::TrustDomain;
-
-    use super::keep_first_of_each_hint;
-
-    #[test]
-    fn of_two_workloads_with_one_hint_the_older_one_is_told() {
-        // FAULTS 45
-        let document = |name: &str, hint: &str| {
-            format!(
-                "apiVersion: postern.dev/v1\nkind: Workload\nmetadata: {{name: {name}}}\n\
-                 spec: {{spiffeID: 'spiffe://example.org/{name}'{hint}}}\n---\n"
-            )
-        };
-        let text = document("a", ", hint: x") + &document("b", ", hint: x") + &document("c", "");
-        let file = SourceFile {
-            path: PathBuf::from("w.yaml"),
-            text: text.into_bytes(),
-        };
-        let options = Options::new(TrustDomain::parse("example.org").unwrap());
-        let set = PolicySet::load(&[file], &options).unwrap().set;
-        let names = |mut all: Vec<Workload>| {
-            keep_first_of_each_hint(&mut all);
-            let names = all.iter().map(|one| one.name.name.to_string());
-            names.collect::<Vec<_>>()
-        };
-        let mut all: Vec<Workload> = set.workloads().cloned().collect();
-        assert_eq!(names(all.clone()), ["a", "c"]);
-        let (old, new) = (
-            SystemTime::UNIX_EPOCH,
-            SystemTime::UNIX_EPOCH + Duration::from_secs(9),
-        );
-        for (workload, created) in all.iter_mut().zip([new, old]) {
-            workload.created = Some(created);
-        }
-        assert_eq!(names(all), ["b", "c"]);
-    }
-}
+const SHOWN_MISSES: usize = 3;

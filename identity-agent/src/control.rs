@@ -3,119 +3,132 @@
 //! Every message is the whole state, and made when the proxy takes it. Revocations go the way of the
 //! Workload API, in its `crl`.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use arc_swap::ArcSwap;
 use futures_util::stream::BoxStream;
-use postern_policies::{Options, PolicySet, SourceFile, files};
+use postern_policies::{SourceFile, model::workload::WorkloadName};
 use postern_proto::control::{self, Document, State, WatchRequest};
 use tonic::{Request, Response, Status};
 
 use crate::{
     admission::Admission,
     agent::{Agent, Entitled},
-    registry::RegistryError,
+    registry::{self, Pair, Policies},
     workload_api::stream,
 };
 
-/// The policies that proxies are told, from a folder. One with a mistake is refused whole, and the
-/// last good ones stay.
+/// What proxies are told, by whom it concerns.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    directory: Vec<Document>,
+    policies: Option<control::Policies>,
+    /// The policies of the API server, by their namespaces: of these a proxy is told its own, and the
+    /// root's.
+    of_namespaces: BTreeMap<String, Vec<Document>>,
+    root_namespace: String,
+    /// The messages that were made of it, by the namespaces that they are for. There are no more than
+    /// namespaces with pods on this node.
+    states: Mutex<HashMap<BTreeSet<String>, Arc<State>>>,
+}
+
+impl Told {
+    pub(crate) fn of(pair: &Pair) -> Self {
+        let mut of_namespaces: BTreeMap<String, Vec<Document>> = BTreeMap::new();
+        let policies = pair.policies.as_ref();
+        for object in policies.map(Policies::of_cluster).unwrap_or_default() {
+            let all = of_namespaces.entry(object.namespace.clone()).or_default();
+            all.push(document(&object.file));
+        }
+        Self {
+            directory: documents(&registry::directory(&pair.workloads)),
+            policies: policies.map(|policies| control::Policies {
+                documents: documents(policies.files()),
+                namespace: policies.namespace().to_owned(),
+            }),
+            of_namespaces,
+            root_namespace: policies.map(Policies::root_namespace).unwrap_or_default(),
+            states: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.directory == other.directory
+            && self.policies == other.policies
+            && self.of_namespaces == other.of_namespaces
+    }
+
+    /// The state that concerns pods of these namespaces; one for all who are told the same.
+    fn state(&self, mut namespaces: BTreeSet<String>) -> Arc<State> {
+        namespaces.insert(self.root_namespace.clone());
+        namespaces.retain(|one| self.of_namespaces.contains_key(one));
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = states.entry(namespaces).or_insert_with_key(|namespaces| {
+            let of_cluster = namespaces
+                .iter()
+                .flat_map(|one| self.of_namespaces.get(one));
+            let mut policies = self.policies.clone();
+            if let Some(policies) = &mut policies {
+                policies.documents.extend(of_cluster.flatten().cloned());
+            }
+            Arc::new(State {
+                directory: self.directory.clone(),
+                policies,
+                workload: String::new(),
+            })
+        });
+        state.clone()
+    }
+}
+
+/// What one proxy is told.
 #[derive(Debug)]
-pub struct Policies {
-    folder: PathBuf,
-    options: Options,
-    current: ArcSwap<Vec<SourceFile>>,
+pub(crate) struct ToldTo {
+    state: Arc<State>,
+    /// The Workload that it is, where it is exactly one.
+    workload: Option<WorkloadName>,
 }
 
-impl Policies {
-    /// Reads the folder for the first time. Documents that name no namespace have that of `options`.
-    ///
+impl ToldTo {
     /// # Errors
-    /// [`RegistryError`]; callers do not start.
-    pub fn open(
-        folder: PathBuf,
-        options: Options,
-        workloads: &PolicySet,
-    ) -> Result<Self, RegistryError> {
-        let policies = Self {
-            folder,
-            options,
-            current: ArcSwap::default(),
+    /// `Unavailable` while the API server has not told all: half of the policies would be other policies.
+    fn now(agent: &Agent, entitled: &Entitled) -> Result<Self, Status> {
+        if agent.registry.awaits_cluster() {
+            let text =
+                "the agent waits for the API server to tell pods and policies; see its readiness";
+            return Err(Status::unavailable(text));
+        }
+        let all = entitled.workloads.iter();
+        let namespaces = all.map(|one| one.name.namespace.to_string());
+        let workload = match entitled.workloads.as_slice() {
+            [one] => Some(one.name.clone()),
+            _ => None,
         };
-        policies.reload(workloads)?;
-        Ok(policies)
-    }
-
-    /// The folder.
-    pub fn folder(&self) -> &std::path::Path {
-        &self.folder
-    }
-
-    /// Reads the folder again. It must fit to the Workloads.
-    ///
-    /// # Errors
-    /// [`RegistryError`]; those before stay in force.
-    pub fn reload(&self, workloads: &PolicySet) -> Result<(), RegistryError> {
-        let policies = files::read_documents(&self.folder)?;
-        let mut all = policies.clone();
-        all.extend(directory(workloads).into_iter().map(|one| SourceFile {
-            path: PathBuf::from(one.path),
-            text: one.text,
-        }));
-        PolicySet::load(&all, &self.options).map_err(RegistryError::Mistakes)?;
-        let bytes: usize = policies.iter().map(|file| file.text.len()).sum();
-        if bytes > MAX_BYTES {
-            let problem = format!("the policies have {bytes} bytes, at most {MAX_BYTES} are told");
-            return Err(std::io::Error::other(problem).into());
-        }
-        self.current.store(Arc::new(policies));
-        Ok(())
-    }
-
-    fn message(&self) -> control::Policies {
-        let files = self.current.load();
-        let documents = files.iter().map(|file| Document {
-            path: file.path.display().to_string(),
-            text: file.text.clone(),
-        });
-        control::Policies {
-            documents: documents.collect(),
-            namespace: self.options.namespace.clone(),
-        }
+        Ok(Self {
+            state: agent.told().state(namespaces.collect()),
+            workload,
+        })
     }
 }
 
-/// What all proxies are told.
-pub(crate) fn state(workloads: &PolicySet, policies: Option<&Policies>) -> State {
-    State {
-        directory: directory(workloads),
-        policies: policies.map(Policies::message),
+impl PartialEq for ToldTo {
+    fn eq(&self, other: &Self) -> bool {
+        let is_same = Arc::ptr_eq(&self.state, &other.state) || self.state == other.state;
+        is_same && self.workload == other.workload
     }
 }
 
-/// Selectors stay here: they name what a thief would have to be.
-fn directory(workloads: &PolicySet) -> Vec<Document> {
-    let document = |path: String, value: serde_json::Value| Document {
-        path,
-        text: value.to_string().into_bytes(),
-    };
-    let entries = workloads.workloads().map(|workload| {
-        let entry = workload.to_directory_entry();
-        document(format!("agent:{}", workload.name), entry)
-    });
-    // Those that have a document; every other has its name alone.
-    let described = workloads
-        .namespaces()
-        .filter(|(_, labels)| labels.len() > 1);
-    let namespaces = described.map(|(name, labels)| {
-        let namespace = serde_json::json!({
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": name, "labels": labels},
-        });
-        document(format!("agent:{name}"), namespace)
-    });
-    entries.chain(namespaces).collect()
+fn documents(files: &[SourceFile]) -> Vec<Document> {
+    files.iter().map(document).collect()
+}
+
+fn document(file: &SourceFile) -> Document {
+    Document {
+        path: file.path.display().to_string(),
+        text: file.text.clone().into(),
+    }
 }
 
 /// The service.
@@ -142,7 +155,7 @@ impl control::control_server::Control for Control {
         let process = self.admission.with_header(&request)?;
         let follower = self
             .admission
-            .stream(process, <State as stream::Message>::METHOD)?;
+            .stream(process, <State as stream::Message>::METHOD);
         Ok(Response::new(stream::of(follower)))
     }
 }
@@ -150,28 +163,33 @@ impl control::control_server::Control for Control {
 impl stream::Message for State {
     const METHOD: &'static str = "Control/Watch";
 
-    type State = Arc<State>;
+    type State = ToldTo;
 
-    fn state(agent: &Agent, _: &Entitled) -> Result<Arc<State>, Status> {
-        Ok(agent.told())
+    fn state(agent: &Agent, entitled: &Entitled) -> Result<ToldTo, Status> {
+        ToldTo::now(agent, entitled)
     }
 
-    fn of(_: &Agent, state: &Arc<State>) -> Self {
-        State::clone(state)
+    fn known(agent: &Agent, entitled: &Entitled) -> Option<ToldTo> {
+        ToldTo::now(agent, entitled).ok()
+    }
+
+    fn of(_: &Agent, told: &ToldTo) -> Self {
+        let workload = told.workload.as_ref();
+        Self {
+            workload: workload.map(ToString::to_string).unwrap_or_default(),
+            ..State::clone(&told.state)
+        }
     }
 }
 
-/// More policies than any node has.
-const MAX_BYTES: usize = 32 << 20;
-
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::{path::PathBuf, sync::Arc};
 
     use postern_policies::{Options, PolicySet, SourceFile};
     use postern_spiffe::TrustDomain;
 
-    use super::state;
+    use super::{Pair, Told};
 
     #[test]
     fn who_may_have_an_identity_is_not_told_to_others() {
@@ -186,8 +204,12 @@ mod tests {
             text: text.into(),
         };
         let options = Options::new(TrustDomain::parse("example.org").unwrap());
-        let set = PolicySet::load(&[file], &options).unwrap().set;
-        let told = state(&set, None).directory;
+        let pair = Pair {
+            workloads: Arc::new(PolicySet::load(&[file], &options).unwrap().set),
+            policies: None,
+            rules: Default::default(),
+        };
+        let told = Told::of(&pair).directory;
         let texts: Vec<&str> = told
             .iter()
             .map(|one| std::str::from_utf8(&one.text).unwrap())
@@ -201,7 +223,7 @@ mod tests {
             .iter()
             .map(|one| SourceFile {
                 path: PathBuf::from(&one.path),
-                text: one.text.clone(),
+                text: one.text.to_vec(),
             })
             .collect();
         let read = PolicySet::load(&files, &options).unwrap().set;
@@ -212,6 +234,6 @@ mod tests {
         );
         assert_eq!(web.addresses, ["10.0.0.9"]);
         let labels: Vec<_> = read.namespaces().collect();
-        assert_eq!(labels, set.namespaces().collect::<Vec<_>>());
+        assert_eq!(labels, pair.workloads.namespaces().collect::<Vec<_>>());
     }
 }

@@ -21,9 +21,12 @@ use postern_spiffe::{
     SpiffeId, TrustDomain,
     bundle::{BundleDocument, MAX_DOCUMENT},
 };
-use tokio::time::timeout;
+use tokio::{
+    task::spawn_blocking,
+    time::{MissedTickBehavior, timeout},
+};
 
-use crate::authority::replace_file;
+use crate::{authority::replace_file, guarded};
 
 /// A trust domain that Workloads may federate with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,7 +121,7 @@ impl Federation {
         self.folder.join(format!("{trust_domain}.json"))
     }
 
-    /// Takes a bundle that an endpoint told. Tells whether it is another one.
+    /// Takes a bundle that an endpoint told. Tells whether it is another one. Blocking.
     fn take(&self, peer: &Peer, json: &[u8]) -> anyhow::Result<bool> {
         let document = BundleDocument::parse(peer.trust_domain.clone(), json)?;
         if let Some(before) = self.get(&peer.trust_domain) {
@@ -139,7 +142,7 @@ impl Federation {
         Ok(true)
     }
 
-    async fn fetch(&self, peer: &Peer, endpoint: &Endpoint) -> anyhow::Result<bool> {
+    async fn fetch(self: &Arc<Self>, peer: &Peer, endpoint: &Endpoint) -> anyhow::Result<bool> {
         let trust = match &endpoint.profile {
             Profile::Web(None) => Trust::System,
             Profile::Web(Some(file)) => Trust::File(file.clone()),
@@ -152,7 +155,9 @@ impl Federation {
         };
         let client = Client::new(&trust, None)?.up_to(MAX_DOCUMENT);
         let json = timeout(PATIENCE, client.get(&endpoint.url, None)).await;
-        self.take(peer, &json.context("no answer in time")??)
+        let json = json.context("no answer in time")??;
+        let (federation, peer) = (self.clone(), peer.clone());
+        spawn_blocking(move || federation.take(&peer, &json)).await?
     }
 
     fn pause(&self, peer: &Peer, endpoint: &Endpoint) -> Duration {
@@ -165,7 +170,7 @@ impl Federation {
 }
 
 /// Keeps the bundle of one domain up to date; calls `changed` whenever it was replaced.
-pub async fn follow(federation: &Federation, peer: &Peer, changed: impl Fn()) {
+pub async fn follow(federation: &Arc<Federation>, peer: &Peer, changed: impl Fn()) {
     tokio::join!(
         follow_file(federation, peer, &changed),
         follow_endpoint(federation, peer, &changed)
@@ -174,22 +179,27 @@ pub async fn follow(federation: &Federation, peer: &Peer, changed: impl Fn()) {
 
 async fn follow_file(federation: &Federation, peer: &Peer, changed: &impl Fn()) {
     let Some(file) = &peer.file else { return };
-    let mut seen = Fingerprint::of(file);
+    let look = async |seen: Option<Fingerprint>| {
+        let (trust_domain, file) = (peer.trust_domain.clone(), file.clone());
+        spawn_blocking(move || look_at(&trust_domain, &file, seen)).await
+    };
+    let mut seen = None;
     let mut every = tokio::time::interval(LOOK_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
-        let now = Fingerprint::of(file);
-        if now == seen {
+        let Ok((now, document)) = look(seen.clone()).await else {
             continue;
-        }
-        seen = now;
-        match read(&peer.trust_domain, file) {
-            Ok(document) => {
+        };
+        seen = Some(now);
+        match document {
+            None => {}
+            Some(Ok(document)) => {
                 federation.put(&peer.trust_domain, document);
                 tracing::info!(trust_domain = %peer.trust_domain, "a federated bundle was replaced");
                 changed();
             }
-            Err(error) => tracing::error!(
+            Some(Err(error)) => tracing::error!(
                 trust_domain = %peer.trust_domain,
                 error = format!("{error:#}"),
                 "a federated bundle was refused, the last good one stays"
@@ -198,7 +208,19 @@ async fn follow_file(federation: &Federation, peer: &Peer, changed: &impl Fn()) 
     }
 }
 
-async fn follow_endpoint(federation: &Federation, peer: &Peer, changed: &impl Fn()) {
+/// What a file looks like, and what it says if it looked different before. Blocking.
+fn look_at(
+    trust_domain: &TrustDomain,
+    file: &Path,
+    seen: Option<Fingerprint>,
+) -> (Fingerprint, Option<anyhow::Result<BundleDocument>>) {
+    let now = Fingerprint::of(file);
+    let is_another = seen.is_some_and(|seen| seen != now);
+    let document = is_another.then(|| read(trust_domain, file));
+    (now, document)
+}
+
+async fn follow_endpoint(federation: &Arc<Federation>, peer: &Peer, changed: &impl Fn()) {
     let Some(endpoint) = &peer.endpoint else {
         return;
     };
@@ -222,6 +244,7 @@ async fn follow_endpoint(federation: &Federation, peer: &Peer, changed: &impl Fn
 
 fn read(trust_domain: &TrustDomain, path: &Path) -> anyhow::Result<BundleDocument> {
     let told = || format!("the bundle of `{trust_domain}` in `{}`", path.display());
+    guarded::check(path).with_context(told)?;
     let found = fs::metadata(path).with_context(told)?;
     // Anything else, such as a pipe, might keep us waiting for ever.
     if !found.is_file() {

@@ -9,13 +9,21 @@
 
 pub mod config;
 
+mod shares;
+
+mod sockets;
+
 pub mod caller;
 
 pub mod monitor;
 
 pub mod attest;
 
+mod guarded;
+
 pub mod registry;
+
+pub mod kubernetes;
 
 pub mod authority;
 
@@ -39,8 +47,12 @@ pub mod publish;
 
 pub mod drift;
 
+pub mod rules;
+
 pub mod admin;
 
 pub mod telemetry;
+
+mod walls;
 
 pub mod app;

@@ -77,7 +77,7 @@ pub async fn serve(
     publication: Publication,
     agent: Arc<Agent>,
 ) -> anyhow::Result<impl Future<Output = ()>> {
-    let (first, renew_in) = publication.credential.load(&agent)?;
+    let (first, renew_in) = publication.credential.load(&agent).await?;
     let shown = Arc::new(Shown(ArcSwap::from_pointee(first)));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -99,8 +99,14 @@ pub async fn serve(
 }
 
 impl Credential {
-    /// Reads or issues it, and tells when an issued one is to be renewed.
-    fn load(&self, agent: &Agent) -> anyhow::Result<(CertifiedKey, Option<Duration>)> {
+    /// Reads or issues it, on a thread for that, and tells when an issued one is to be renewed.
+    async fn load(&self, agent: &Arc<Agent>) -> anyhow::Result<(CertifiedKey, Option<Duration>)> {
+        let credential = self.clone();
+        let loaded = agent.look(move |agent| credential.load_blocking(agent));
+        loaded.await.context("reading it panicked")?
+    }
+
+    fn load_blocking(&self, agent: &Agent) -> anyhow::Result<(CertifiedKey, Option<Duration>)> {
         let (chain, key, renew_in) = match self {
             Self::Files { certificate, key } => {
                 let chain = CertificateDer::pem_file_iter(certificate)
@@ -125,19 +131,25 @@ impl Credential {
         Ok((shown, renew_in))
     }
 
-    fn looks(&self) -> Vec<Fingerprint> {
-        match self {
-            Self::Files { certificate, key } => {
-                [certificate, key].map(|path| Fingerprint::of(path)).into()
-            }
-            Self::Svid(_) => Vec::new(),
-        }
+    /// What the files look like from outside.
+    async fn looks(&self, agent: &Arc<Agent>) -> Vec<Fingerprint> {
+        let Self::Files { certificate, key } = self else {
+            return Vec::new();
+        };
+        let files = [certificate.clone(), key.clone()];
+        let looks = agent.look(move |_| files.map(|path| Fingerprint::of(&path)).into());
+        looks.await.unwrap_or_default()
     }
 }
 
 /// Replaces the certificate when its files change, or when it is time.
-async fn follow(credential: &Credential, agent: &Agent, shown: &Shown, renew_in: Option<Duration>) {
-    let mut seen = credential.looks();
+async fn follow(
+    credential: &Credential,
+    agent: &Arc<Agent>,
+    shown: &Shown,
+    renew_in: Option<Duration>,
+) {
+    let mut seen = credential.looks(agent).await;
     let mut changes = agent.changes();
     let mut every = interval(LOOK_EVERY);
     // Reckoned once: a look at the files in between must not put it off.
@@ -154,14 +166,14 @@ async fn follow(credential: &Credential, agent: &Agent, shown: &Shown, renew_in:
             // The root may be another.
             _ = changes.changed(), if due_at.is_some() => {}
             _ = every.tick(), if due_at.is_none() => {
-                let looks = credential.looks();
+                let looks = credential.looks(agent).await;
                 if looks == seen {
                     continue;
                 }
                 seen = looks;
             }
         }
-        match credential.load(agent) {
+        match credential.load(agent).await {
             Ok((next, wait)) => {
                 shown.0.store(Arc::new(next));
                 due_at = wait.map(|wait| Instant::now() + wait);

@@ -57,6 +57,9 @@ pub enum PathRefused {
     /// An escape that some programs undo and others do not.
     #[error("the path holds an escaped slash, backslash or NUL")]
     Ambiguous,
+    /// `..;x`: some programs cut the parameters off and go up, others do not.
+    #[error("the path holds a dot segment with parameters, such as `..;`")]
+    DotParameters,
     /// More `..` than folders.
     #[error("the path leaves its root")]
     AboveRoot,
@@ -146,6 +149,7 @@ fn remove_dots(path: &str) -> Result<String, PathRefused> {
             ".." => {
                 kept.pop().ok_or(PathRefused::AboveRoot)?;
             }
+            other if has_dot_parameters(other) => return Err(PathRefused::DotParameters),
             other => {
                 kept.push(other);
                 continue;
@@ -157,6 +161,12 @@ fn remove_dots(path: &str) -> Result<String, PathRefused> {
         }
     }
     Ok(format!("/{}", kept.join("/")))
+}
+
+/// Is it `.` or `..` with parameters? Spec: RFC 3986 section 3.3, which leaves their meaning to others.
+fn has_dot_parameters(segment: &str) -> bool {
+    let rest = segment.strip_prefix("..").or(segment.strip_prefix('.'));
+    rest.is_some_and(|rest| rest.starts_with(';') || rest.starts_with("%3B"))
 }
 
 /// RFC 3986 section 2.3.
@@ -195,6 +205,7 @@ mod tests {
             ("/a..b", "/a..b"),
             ("/%7euser", "/~user"),
             ("/a;x=1", "/a;x=1"),
+            ("/...;x/.a;x", "/...;x/.a;x"),
         ] {
             assert_eq!(path(raw).as_deref(), Ok(expected), "{raw}");
         }
@@ -222,6 +233,11 @@ mod tests {
             ("/../a", PathRefused::AboveRoot),
             ("/a/../../b", PathRefused::AboveRoot),
             ("/%2e%2e/a", PathRefused::AboveRoot),
+            ("/..;/a", PathRefused::DotParameters),
+            ("/a/..;x=1/b", PathRefused::DotParameters),
+            ("/a/.;", PathRefused::DotParameters),
+            ("/a/%2e%2e;/b", PathRefused::DotParameters),
+            ("/a/..%3b/b", PathRefused::DotParameters),
         ] {
             assert_eq!(path(raw), Err(expected), "{raw}");
         }

@@ -92,8 +92,10 @@ impl Defaults {
 #[derive(Debug)]
 pub struct PolicySet {
     compiled: Compiled,
+    policies: Vec<RuleOrigin>,
     defaults: Defaults,
     paths: PathNormalization,
+    own: Option<WorkloadName>,
 }
 
 /// Policies that matched an access and have no say in it, by their names, in order.
@@ -124,6 +126,7 @@ impl PolicySet {
     pub fn load(files: &[SourceFile], options: &Options) -> Result<Loaded, Vec<Diagnostic>> {
         let (documents, mut found) = parse::read(files, options);
         let mut warnings = crate::lint::lint(&documents, options);
+        let policies = documents.policies();
         let compiled = compile::compile(documents, options, &mut found);
         if found.iter().any(|one| one.severity == Severity::Error) {
             found.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
@@ -133,8 +136,10 @@ impl PolicySet {
         Ok(Loaded {
             set: Self {
                 compiled,
+                policies,
                 defaults: options.defaults,
                 paths: options.paths,
+                own: None,
             },
             warnings,
         })
@@ -143,6 +148,11 @@ impl PolicySet {
     /// How paths are brought into one spelling before they are judged.
     pub fn paths(&self) -> PathNormalization {
         self.paths
+    }
+
+    /// Every policy and where it stands, also those without a rule; by kind and name.
+    pub fn policies(&self) -> &[RuleOrigin] {
+        &self.policies
     }
 
     /// Every rule of every policy, by its name.
@@ -166,6 +176,23 @@ impl PolicySet {
         &self,
     ) -> impl Iterator<Item = (&str, &std::collections::BTreeMap<String, String>)> {
         self.compiled.namespaces()
+    }
+
+    /// Has this namespace a document of its own?
+    pub fn is_described(&self, namespace: &str) -> bool {
+        self.compiled.is_described(namespace)
+    }
+
+    /// The Workload that these policies are read for, where somebody who knows has said so.
+    pub fn own_workload(&self) -> Option<&WorkloadName> {
+        self.own.as_ref()
+    }
+
+    /// The same set, read for this Workload.
+    #[must_use]
+    pub fn read_for(mut self, own: Option<WorkloadName>) -> Self {
+        self.own = own;
+        self
     }
 
     /// The Workloads that have this identity. More than one may.

@@ -1,5 +1,5 @@
-//! Wire contracts: the SPIFFE Workload API, Envoy's Secret Discovery Service, and what an agent tells
-//! the proxies of its node.
+//! Wire contracts: the SPIFFE Workload API, Envoy's Secret Discovery Service, what an agent tells
+//! the proxies of its node, and what collectors of traces take.
 //!
 //! The code in `generated/` comes from the `.proto` files beside this crate and is committed;
 //! `tests/generated.rs` holds the two together. Nothing is written by hand in there.
@@ -30,6 +30,19 @@ pub mod workload_api;
 #[path = "generated/envoy_sds.rs"]
 pub mod sds;
 
+/// What collectors of traces take, as far as it is said. Spec: OpenTelemetry Protocol 1.x.
+#[rustfmt::skip]
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::indexing_slicing,
+    reason = "generated code"
+)]
+#[path = "generated/otlp_trace.rs"]
+pub mod otlp;
+
 /// What an agent tells the proxies of its node.
 #[rustfmt::skip]
 #[allow(
@@ -43,7 +56,7 @@ pub mod sds;
 #[path = "generated/control.rs"]
 pub mod control;
 
-/// The contracts as gRPC reflection tells them: encoded `FileDescriptorSet`s.
+/// The contracts that an agent serves, as gRPC reflection tells them: encoded `FileDescriptorSet`s.
 pub const DESCRIPTORS: [&[u8]; 3] = [
     include_bytes!("generated/spiffe_workload_api.bin"),
     include_bytes!("generated/envoy_sds.bin"),

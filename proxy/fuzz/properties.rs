@@ -1,6 +1,6 @@
 //! What must hold for any bytes of a peer.
 
-use postern_proxy::peer_bytes::{fields, requests, spoken};
+use postern_proxy::peer_bytes::{fields, requests, spoken, traced};
 
 /// The first bytes have one meaning, and more of them do not change it.
 pub(crate) fn detect(bytes: &[u8]) {
@@ -53,4 +53,40 @@ pub(crate) fn clean(bytes: &[u8]) {
     let ids = fields(bytes);
     let ids = ids.iter().filter(|(name, _)| name == "x-request-id");
     assert_eq!(ids.count(), 1);
+}
+
+/// There is one place in a trace, of the standard's form; it is that of the caller only if the caller
+/// said it in that form, and the state that goes with it keeps its limits.
+pub(crate) fn trace(bytes: &[u8]) {
+    let (fields, trace) = traced(bytes);
+    let all = |wanted| fields.iter().filter(move |(name, _)| name == wanted);
+    let mut parents = all("traceparent").map(|(_, value)| String::from_utf8_lossy(value));
+    let parent = parents.next().unwrap_or_default();
+    assert_eq!(parents.next(), None);
+    let parts: Vec<&str> = parent.split('-').collect();
+    assert_eq!(
+        parts.iter().map(|part| part.len()).collect::<Vec<_>>(),
+        [2, 32, 16, 2]
+    );
+    let is_digit = |letter| matches!(letter, '0'..='9' | 'a'..='f' | '-');
+    assert!(
+        parent.starts_with("00-") && parent.chars().all(is_digit),
+        "{parent}"
+    );
+    assert_eq!(parts.get(1), Some(&&*trace));
+    let was_said = bytes
+        .windows(34)
+        .any(|window| window == format!("-{trace}-").as_bytes());
+    let mut states = all("tracestate").map(|(_, value)| value);
+    if let Some(state) = states.next() {
+        assert!(was_said, "a state without its trace");
+        assert!(state.len() <= 512);
+        let members = state.split(|byte| *byte == b',');
+        let is_member = |member: &&[u8]| !member.trim_ascii().is_empty();
+        assert!(members.filter(is_member).count() <= 32);
+    }
+    assert_eq!(states.next(), None);
+    // What we say, the next one understands.
+    let line = format!("traceparent: {parent}\n");
+    assert_eq!(traced(line.as_bytes()).1, trace);
 }

@@ -3,23 +3,22 @@
 #![forbid(unsafe_code)]
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 
-use anyhow::{Context as _, bail};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use postern_proto::ENDPOINT_VARIABLE;
 use postern_proxy::{
-    app,
+    app, ask,
     config::Config,
+    inject::{self, Inject},
     netns::{self, Failure},
     telemetry,
 };
+use postern_supervisor::Supervisor;
 
 /// Gives memory back after a burst, which the C library's allocator does not.
 #[global_allocator]
@@ -36,43 +35,51 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the proxy
+    #[command(
+        after_help = "Examples:\n  postern-proxy run --config proxy.yaml\n  postern-proxy run --check --config proxy.yaml"
+    )]
     Run {
         /// The configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+
+        /// Reads the configuration and the folders that it names, and says whether they are good
+        #[arg(long)]
+        check: bool,
     },
     /// Programs the present network namespace: redirection to the proxy, default deny
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  postern-proxy netns setup --config proxy.yaml\n  postern-proxy netns cleanup"
+    )]
     Netns(netns::Command),
-    /// Tells whether a proxy is ready
-    Healthcheck {
-        /// Where its metrics listener is
-        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15020")]
-        address: SocketAddr,
-    },
-    /// Shows how a proxy is: what it waits for, who it is, what is open
-    Status {
-        /// Where its admin listener is
-        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:15000")]
-        address: SocketAddr,
-
-        /// For programs
-        #[arg(long)]
-        json: bool,
-    },
+    /// Puts the sidecar into manifests of Kubernetes and Compose files
+    #[command(after_help = inject::EXAMPLES)]
+    Inject(Box<Inject>),
+    #[command(flatten)]
+    Ask(ask::Command),
     /// Prints completions for a shell
+    #[command(
+        after_help = "Examples:\n  postern-proxy completions bash > /usr/share/bash-completion/completions/postern-proxy\n  postern-proxy completions zsh > /usr/share/zsh/vendor-completions/_postern-proxy\n  postern-proxy completions fish > ~/.config/fish/completions/postern-proxy.fish"
+    )]
     Completions {
         /// The shell
         shell: Shell,
+    },
+    /// Writes the manual pages into a folder, for packages
+    #[command(hide = true)]
+    Manual {
+        /// The folder
+        directory: PathBuf,
     },
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Command::Run { config } => return serve(&config),
+        Command::Run { config, check } => return run(&config, check),
         Command::Netns(command) => return program(&command),
-        Command::Healthcheck { address } => healthcheck(address),
-        Command::Status { address, json } => status(address, json),
+        Command::Inject(inject) => inject::run(&inject),
+        Command::Ask(command) => ask::run(&command),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(
@@ -82,6 +89,9 @@ fn main() -> ExitCode {
                 &mut script,
             );
             std::io::stdout().write_all(&script).map_err(Into::into)
+        }
+        Command::Manual { directory } => {
+            clap_mangen::generate_to(Arguments::command(), directory).map_err(Into::into)
         }
     };
     finish(&outcome)
@@ -106,7 +116,7 @@ fn program(command: &netns::Command) -> ExitCode {
     complain(&format!("postern-proxy: {failure}"), code)
 }
 
-fn serve(path: &Path) -> ExitCode {
+fn run(path: &Path, is_check: bool) -> ExitCode {
     let text = match std::fs::read(path) {
         Ok(text) => text,
         Err(error) => {
@@ -122,65 +132,43 @@ fn serve(path: &Path) -> ExitCode {
             return complain(&lines.join("\n"), BAD_CONFIGURATION);
         }
     };
-    telemetry::start_log();
-    // One thread carries the traffic; files are read on another.
-    let outcome = app::harden(&config).and_then(|()| {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(2)
-            .build()
-            .context("cannot start the runtime")?
-            .block_on(app::run(config))
-    });
+    if let Err(error) = app::check_walls(&config) {
+        return complain(&format!("postern-proxy: {error:#}"), BAD_CONFIGURATION);
+    }
+    match is_check {
+        true => check(path, &config),
+        false => serve(config),
+    }
+}
+
+fn check(path: &Path, config: &Config) -> ExitCode {
+    match app::check(config) {
+        Ok(()) => {
+            let good = writeln!(std::io::stdout(), "{}: good", path.display());
+            finish(&good.map_err(Into::into))
+        }
+        Err(error) => complain(&format!("{error:#}"), BAD_CONFIGURATION),
+    }
+}
+
+fn serve(config: Config) -> ExitCode {
+    // Before any thread is started.
+    let supervisor = match Supervisor::take() {
+        Ok(supervisor) => supervisor,
+        Err(error) => return finish(&Err(error.into())),
+    };
+    let (log, log_filter) = match telemetry::start_log() {
+        Ok(started) => started,
+        Err(error) => return complain(&format!("postern-proxy: {error:#}"), BAD_CONFIGURATION),
+    };
+    let outcome = app::harden(&config)
+        .and_then(|()| telemetry::write_log())
+        .and_then(|()| app::run(config, supervisor, log_filter));
     if let Err(error) = &outcome {
         tracing::error!(error = format!("{error:#}"), "the proxy ends");
     }
+    drop(log);
     finish(&outcome)
-}
-
-/// Asks `/healthz/ready`, without any other program: an image may hold none.
-fn healthcheck(address: SocketAddr) -> anyhow::Result<()> {
-    match ask(address, "/healthz/ready")? {
-        (true, _) => Ok(()),
-        (false, body) => bail!("{}", body.trim()),
-    }
-}
-
-fn status(address: SocketAddr, as_json: bool) -> anyhow::Result<()> {
-    let (is_answered, body) = ask(address, "/status")?;
-    anyhow::ensure!(is_answered, "{}", body.trim());
-    let told: serde_json::Value =
-        serde_json::from_str(&body).context("the proxy's answer cannot be read")?;
-    let mut output = std::io::stdout();
-    if as_json {
-        writeln!(output, "{told}")?;
-    } else {
-        for (name, value) in told.as_object().into_iter().flatten() {
-            writeln!(output, "{name}\t{value}")?;
-        }
-    }
-    let is_ready = told.get("ready").and_then(serde_json::Value::as_bool);
-    anyhow::ensure!(is_ready == Some(true), "the proxy is not ready");
-    Ok(())
-}
-
-/// Tells whether the answer is 200, and its body.
-fn ask(address: SocketAddr, path: &str) -> anyhow::Result<(bool, String)> {
-    let limit = Duration::from_secs(2);
-    let mut stream = TcpStream::connect_timeout(&address, limit)
-        .with_context(|| format!("cannot reach the proxy at {address}"))?;
-    stream.set_read_timeout(Some(limit))?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
-    let mut answer = String::new();
-    stream
-        .take(1 << 20)
-        .read_to_string(&mut answer)
-        .context("no answer in time")?;
-    let (_, body) = answer
-        .split_once("\r\n\r\n")
-        .context("the proxy's answer is no HTTP")?;
-    Ok((answer.starts_with("HTTP/1.1 200 "), body.to_owned()))
 }
 
 fn complain(text: &str, code: u8) -> ExitCode {
@@ -195,8 +183,27 @@ const BAD_CONFIGURATION: u8 = 64;
 const EXAMPLES: &str = "\
 Examples:
   postern-proxy run --config proxy.yaml
+  postern-proxy run --check --config proxy.yaml
   postern-proxy netns setup --config proxy.yaml
+  postern-proxy inject -f deployment.yaml | kubectl apply -f -
   postern-proxy healthcheck --address 127.0.0.1:15020
   postern-proxy status
+  postern-proxy connections
+  postern-proxy tap --verdict deny
+  postern-proxy log-level debug
 
 Exit codes: 0 yes, 1 no or failed, 2 wrong use, 64 bad configuration";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Arguments;
+
+    #[test]
+    fn every_command_has_examples_that_parse() {
+        let parse = |words: &[String]| Arguments::command().try_get_matches_from(words);
+        let found = postern_examples::mistakes(&Arguments::command(), &[], parse);
+        assert!(found.is_empty(), "{found:#?}");
+    }
+}

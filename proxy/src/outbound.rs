@@ -21,28 +21,28 @@ mod retry_budget;
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use postern_policies::{
     PolicySet,
-    decide::{Direction, HttpRequest, Protocol, Verdict},
-    model::workload::Workload,
+    decide::{DecidedBy, Direction, HttpRequest, Protocol, Verdict},
+    model::{declared::Declared, workload::Workload},
 };
 use tokio::net::TcpStream;
 
 use crate::{
     access_log::Record,
     app::Proxy,
-    config::{Config, Listener, ToPort},
-    connections::Facts,
-    detect::{Spoken, detect},
-    inbound::DETECT_PATIENCE,
+    config::{Listener, ToPort},
+    connections::{Counted, End, Facts, Traffic},
+    detect::{Detecting, Outcome, Spoken, Undetected, detect},
     listener,
+    own::is_here,
     telemetry::RefusalLabels,
 };
-use address::Own;
 pub(crate) use destination::Destinations;
 use destination::{Destination, Place};
 
@@ -82,6 +82,7 @@ pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: Socke
         }
     };
     let destination = wanted.destination(&proxy, &set).ok();
+    let declared = wanted.declared(&set);
     // Neither an old key nor old policies live as long as this connection.
     let own = identity.id().clone();
     drop((identity, set));
@@ -89,6 +90,7 @@ pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: Socke
         server_name: None,
         id: proxy.connections.number(),
         direction: Direction::Outbound,
+        end: End::App,
         source: from,
         source_identity: Some(own),
         destination: wanted.address(),
@@ -96,14 +98,86 @@ pub(crate) async fn connection(proxy: Arc<Proxy>, stream: TcpStream, from: Socke
         workload: destination.map(|known| known.workload.clone()),
         chain: Arc::from([]),
         expires: None,
+        renewable: None,
+        local_port: stream.local_addr().ok().map(|local| local.port()),
+        tls_group: None,
+        let_in_by: DecidedBy::Unasked,
+        traffic: Arc::new(Traffic::default()),
     };
-    let Ok((spoken, stream)) = detect(stream, DETECT_PATIENCE).await else {
+    let watched = proxy.connections.watch(facts.clone());
+    let stream = Counted::new(stream, facts.traffic.clone());
+    tokio::select! {
+        // What is carried has a word for its end, and says it first.
+        biased;
+        () = spoken(&proxy, stream, facts, wanted, declared) => {}
+        () = watched.must_end() => {}
+    }
+}
+
+/// The app's connection.
+type AppStream = Counted<TcpStream>;
+
+async fn spoken(
+    proxy: &Arc<Proxy>,
+    stream: AppStream,
+    facts: Facts,
+    wanted: Wanted,
+    declared: Option<Declared>,
+) {
+    match declared {
+        Some(Declared::Tcp) => Box::pin(opaque::carry(proxy, stream, facts, wanted)).await,
+        Some(Declared::Http | Declared::Http2) => must_be_http(proxy, stream, facts, wanted).await,
+        None => found_out(proxy, stream, facts, wanted).await,
+    }
+}
+
+/// The app's connection was let out to here. The policies may have changed since they were asked.
+fn let_out(proxy: &Proxy, to: &Facts) {
+    proxy.connections.let_out(to.id, to);
+    proxy.recheck_connection(to.id);
+}
+
+/// The port is declared to speak HTTP: anything else is refused.
+async fn must_be_http(proxy: &Arc<Proxy>, stream: AppStream, facts: Facts, wanted: Wanted) {
+    let Ok((spoken, stream)) = detect(stream, PATIENCE).await else {
         return;
     };
-    match spoken {
-        Spoken::Http1 => requests::serve_app(&proxy, stream, facts, wanted, false).await,
-        Spoken::Http2 => requests::serve_app(&proxy, stream, facts, wanted, true).await,
-        Spoken::Other => opaque::carry(&proxy, stream, facts, wanted).await,
+    if spoken == Spoken::Other {
+        count(proxy, "protocol");
+        let record = Record::of(&facts).refused("network", NO_HTTP);
+        return proxy.access_log.write(&record);
+    }
+    let is_http2 = spoken == Spoken::Http2;
+    Box::pin(requests::serve_app(proxy, stream, facts, wanted, is_http2)).await;
+}
+
+/// Nothing is declared: the first bytes tell.
+async fn found_out(proxy: &Arc<Proxy>, stream: AppStream, facts: Facts, wanted: Wanted) {
+    let mut stream = Detecting::new(stream);
+    match stream.spoken_within(PATIENCE).await {
+        // Each on the heap: a connection has no room for what it does not become.
+        Ok(None) => Box::pin(opaque::silent(proxy, stream, facts, wanted)).await,
+        Ok(Some(spoken)) => {
+            let stream = stream.rewound();
+            match spoken {
+                Spoken::Other => Box::pin(opaque::carry(proxy, stream, facts, wanted)).await,
+                http => {
+                    let is_http2 = http == Spoken::Http2;
+                    Box::pin(requests::serve_app(proxy, stream, facts, wanted, is_http2)).await;
+                }
+            }
+        }
+        Err(why) => undetected(proxy, &facts, &why),
+    }
+}
+
+/// Nobody can tell what the app speaks: nothing of it is sent.
+fn undetected(proxy: &Proxy, facts: &Facts, why: &Undetected) {
+    if let Undetected::Unfinished(_) = why {
+        proxy.late.count(facts, Outcome::Unfinished);
+        count(proxy, "unfinished");
+        let record = Record::of(facts).refused("network", why.to_string());
+        proxy.access_log.write(&record);
     }
 }
 
@@ -122,7 +196,7 @@ impl Wanted {
             Way::To(listener) => Ok(Self::Workload(listener.clone())),
             Way::Redirected => {
                 let address = listener::original_destination(stream)?;
-                listener::refuse_loop(address, proxy.config.own_addresses(), listener::is_here)?;
+                proxy.own.refuse_loop(address, is_here)?;
                 Ok(Self::Address(address))
             }
         }
@@ -147,7 +221,22 @@ impl Wanted {
     /// # Errors
     /// What is missing; nothing is sent.
     fn destination(&self, proxy: &Proxy, set: &PolicySet) -> Result<Arc<Destination>, String> {
-        let (workload, place) = match self {
+        let (workload, place) = self.place(set)?;
+        Ok(proxy.destinations.of(workload, place))
+    }
+
+    /// What the port is declared to speak.
+    fn declared(&self, set: &PolicySet) -> Option<Declared> {
+        let (workload, place) = self.place(set).ok()?;
+        let port = match place {
+            Place::Port(port) => port,
+            Place::Address(address) => address.port(),
+        };
+        Declared::of(workload, port)
+    }
+
+    fn place<'s>(&self, set: &'s PolicySet) -> Result<(&'s Workload, Place), String> {
+        let found = match self {
             Self::Address(address) => {
                 let workload = at_address(set, *address).ok_or_else(|| NO_IDENTITY.to_owned())?;
                 (workload, Place::Address(*address))
@@ -162,7 +251,7 @@ impl Wanted {
                 (workload, Place::Port(port))
             }
         };
-        Ok(proxy.destinations.of(workload, place))
+        Ok(found)
     }
 }
 
@@ -230,21 +319,6 @@ fn decided_nowhere(
     (decision.verdict, record)
 }
 
-/// The listeners of this proxy, which it never calls itself.
-pub(crate) fn own_listeners(config: &Config) -> Own {
-    let explicit = config.outbound.listeners.iter().map(|one| one.listen);
-    // Redirected connections of IPv6 arrive at `::1`.
-    let redirected = config.outbound.listen.into_iter().flat_map(|listen| {
-        let twin = SocketAddr::from((Ipv6Addr::LOCALHOST, listen.port()));
-        [listen, twin]
-    });
-    let doors = [config.admin, config.metrics];
-    Own {
-        closed: explicit.chain(redirected).chain(doors).collect(),
-        inbound: Some(config.inbound.listen),
-    }
-}
-
 fn count(proxy: &Proxy, reason: &'static str) {
     proxy
         .metrics
@@ -256,5 +330,9 @@ fn count(proxy: &Proxy, reason: &'static str) {
         .inc();
 }
 
+/// How long a request may take from its first letter until it is known to be one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const NO_HTTP: &str = "the app does not speak HTTP, and `appProtocol` or the name of the port in `ports` says that it does";
 const NOT_READY: &str = "the proxy has no identity or no policies";
 const NO_IDENTITY: &str = "the destination is no Workload, so it has no identity";

@@ -7,6 +7,7 @@ use crate::{
     http::{
         framing::{Follower, Step},
         headers,
+        trace::TraceContext,
     },
 };
 
@@ -37,7 +38,31 @@ pub fn requests(bytes: &[u8], piece: usize) -> (Vec<u8>, Option<String>) {
 
 /// The fields of a request as an app gets them: lines of names and values in, lines out.
 pub fn fields(lines: &[u8]) -> Vec<(String, Vec<u8>)> {
-    let mut fields: HeaderMap = lines
+    let mut fields = map_of(lines);
+    headers::strip_identity(&mut fields);
+    let _ = headers::request_id(&mut fields);
+    let _ = TraceContext::take(&mut fields);
+    headers::strip_hop_by_hop(&mut fields);
+    headers::join_cookies(&mut fields);
+    told(&fields)
+}
+
+/// The fields of a request after it took its place in a trace, and that trace.
+pub fn traced(lines: &[u8]) -> (Vec<(String, Vec<u8>)>, String) {
+    let mut fields = map_of(lines);
+    let context = TraceContext::take(&mut fields);
+    (told(&fields), context.trace().to_string())
+}
+
+fn told(fields: &HeaderMap) -> Vec<(String, Vec<u8>)> {
+    let told = |(name, value): (&HeaderName, &HeaderValue)| {
+        (name.as_str().to_owned(), value.as_bytes().to_vec())
+    };
+    fields.iter().map(told).collect()
+}
+
+fn map_of(lines: &[u8]) -> HeaderMap {
+    lines
         .split(|byte| *byte == b'\n')
         .filter_map(|line| {
             let colon = line.iter().position(|byte| *byte == b':')?;
@@ -47,14 +72,5 @@ pub fn fields(lines: &[u8]) -> Vec<(String, Vec<u8>)> {
             Some((name, value))
         })
         .take(128)
-        .collect();
-    headers::strip_identity(&mut fields);
-    let _ = headers::request_id(&mut fields);
-    headers::strip_hop_by_hop(&mut fields);
-    headers::trace(&mut fields);
-    headers::join_cookies(&mut fields);
-    let told = |(name, value): (&HeaderName, &HeaderValue)| {
-        (name.as_str().to_owned(), value.as_bytes().to_vec())
-    };
-    fields.iter().map(told).collect()
+        .collect()
 }

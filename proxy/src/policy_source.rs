@@ -7,8 +7,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use postern_policies::{
-    Options, PolicySet, SourceFile,
-    files::{self, Fingerprint},
+    Diagnostic, Options, PolicySet, SourceFile,
+    files::{self, Fingerprint, Look, SETTLES_IN, Watch},
+    model::workload::WorkloadName,
 };
 use postern_proto::control::{Document, State};
 use postern_spiffe::TrustDomain;
@@ -34,7 +35,7 @@ type Told = Option<Arc<State>>;
 pub(crate) async fn follow(
     sources: PolicySources,
     mut identity: Current,
-    reload: Arc<Notify>,
+    reload: Arc<Reload>,
     current: watch::Sender<Option<Arc<PolicySet>>>,
     metrics: Arc<Metrics>,
 ) {
@@ -52,25 +53,36 @@ pub(crate) async fn follow(
         // Its first word: before it there is nothing to read.
         let _ = told.wait_for(Option::is_some).await;
     }
-    let mut seen = None;
+    let mut watch = Watch::default();
     let mut every = interval(LOOK_EVERY);
+    let mut is_asked = false;
     loop {
         tokio::select! {
             _ = every.tick() => {}
             _ = told.changed(), if sources.agent.is_some() => {}
-            () = reload.notified() => seen = None,
+            () = reload.asked.notified() => {
+                is_asked = true;
+                watch.forget();
+            }
         }
         let told = told.borrow_and_update().clone();
         let looks = Looks::of(&sources, told.clone());
-        if seen.as_ref() == Some(&looks) {
-            continue;
+        match watch.look(&looks) {
+            Look::Same => continue,
+            // What the agent tells is whole; a folder may be written to at this moment.
+            Look::Again if sources.has_folders() => {
+                watch.is_changing(looks);
+                every.reset_after(SETTLES_IN);
+                continue;
+            }
+            Look::Again | Look::Read => watch.was_read(looks),
         }
-        seen = Some(looks);
         let (sources, own) = (sources.clone(), own.clone());
         let loaded = tokio::task::spawn_blocking(move || load(&sources, told.as_deref(), own));
         match loaded.await {
             Ok(Ok(set)) => {
                 metrics.policies_current.set(1);
+                metrics.policy_reloads.inc();
                 tracing::info!(workloads = set.workloads().count(), "policies in force");
                 current.send_replace(Some(Arc::new(set)));
             }
@@ -88,6 +100,27 @@ pub(crate) async fn follow(
                 tracing::error!(%error, "reading the policies failed, the last good ones stay");
             }
         }
+        if std::mem::take(&mut is_asked) {
+            reload.done.notify_one();
+        }
+    }
+}
+
+/// The wish that everything is read again, changed or not, and the word that it was.
+#[derive(Debug, Default)]
+pub(crate) struct Reload {
+    asked: Notify,
+    done: Notify,
+}
+
+impl Reload {
+    pub(crate) fn ask(&self) {
+        self.asked.notify_one();
+    }
+
+    /// Waits until everything was read that was asked for, whatever came of it.
+    pub(crate) async fn done(&self) {
+        self.done.notified().await;
     }
 }
 
@@ -122,6 +155,16 @@ impl Looks {
             told,
         }
     }
+}
+
+/// Reads the folders that are named, once. Of what an agent would tell nothing is known.
+pub(crate) fn check(sources: &PolicySources) -> anyhow::Result<()> {
+    if sources.policies == DocumentSource::Agent {
+        return Ok(());
+    }
+    // The own one is known with the identity; to Istio's policies it is this one, whatever it is.
+    let trust_domain = TrustDomain::parse("cluster.local")?;
+    load(sources, None, trust_domain).map(drop)
 }
 
 fn load(
@@ -167,16 +210,24 @@ fn load(
                 .join("; ")
         )
     })?;
-    for warning in loaded.warnings {
+    // Of its directory the agent itself has warned.
+    let is_ours = |warning: &&Diagnostic| !warning.file.to_string_lossy().starts_with("agent:");
+    for warning in loaded.warnings.iter().filter(is_ours) {
         tracing::warn!("{warning}");
     }
-    Ok(loaded.set)
+    let own = told.and_then(|state| state.workload.split_once('/'));
+    Ok(loaded
+        .set
+        .read_for(own.map(|(namespace, name)| WorkloadName {
+            namespace: namespace.into(),
+            name: name.into(),
+        })))
 }
 
 fn source_file(document: &Document) -> SourceFile {
     SourceFile {
         path: PathBuf::from(&document.path),
-        text: document.text.clone(),
+        text: document.text.to_vec(),
     }
 }
 

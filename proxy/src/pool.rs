@@ -29,12 +29,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::{
     connections::Watched,
     http::answer::Ambiguous,
+    renewal::Renewal,
     telemetry::{Metrics, upstream::BoundLabels},
 };
 pub(crate) use body::Outgoing;
 pub(crate) use exchange::Again;
 use exchange::exchange;
-use host::{Host, StreamSlot};
+use host::{Busy, Host, StreamSlot};
 
 /// Which upstream, and what is spoken with it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -68,9 +69,9 @@ impl Upstream {
 }
 
 /// A stream to an upstream.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + Sync> Stream for S {}
 
 /// A new connection.
 pub(crate) struct Connected {
@@ -82,6 +83,8 @@ pub(crate) struct Connected {
     pub(crate) retire_at: Option<Instant>,
     /// What watches it, if its peer has an identity.
     pub(crate) watched: Option<Watched>,
+    /// How it is kept beyond the end of its certificates, if both ends know how.
+    pub(crate) renewal: Option<Renewal>,
 }
 
 /// What one upstream may take of us.
@@ -141,12 +144,20 @@ impl UpstreamError {
 /// The answer's head, and what must be held until its body has ended.
 pub(crate) struct Answer {
     pub(crate) response: Response<Incoming>,
-    /// The place of the request on its connection; `None` where the connection counts for itself.
-    pub(crate) held: Option<StreamSlot>,
+    /// The place of the request on its connection.
+    pub(crate) held: Held,
     /// The request, if it can be sent again without being done twice.
     pub(crate) again: Option<Again>,
     /// How long it took, without the time for a connection.
     pub(crate) took: Duration,
+}
+
+/// A request's place on its connection, until the answer has ended.
+pub(crate) enum Held {
+    /// All of it.
+    Http1 { _busy: Busy },
+    /// One of its streams.
+    Http2 { _slot: StreamSlot },
 }
 
 /// A request without an answer.

@@ -183,7 +183,7 @@ pub(crate) async fn follow(proxy: Arc<Proxy>, inbound: SocketAddr, outbound: Vec
     tokio::select! {
         () = rounds => {}
         // Nobody accepts probes any more.
-        () = proxy.draining.cancelled() => {}
+        () = proxy.steps.closing.cancelled() => {}
     }
 }
 

@@ -18,22 +18,12 @@ use std::{
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 
-/// Copies until both ends are done; tells the bytes from `a` to `b` and back.
-pub(crate) async fn relay(
-    a: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    b: &mut (impl AsyncRead + AsyncWrite + Unpin),
-) -> io::Result<(u64, u64)> {
-    let passed = Passed::default();
-    relay_within(a, b, IDLE_TIMEOUT, &passed).await?;
-    Ok(passed.both())
-}
-
 /// Copies until both ends are done, or nothing moved for `idle`. What passed is counted as it
 /// passes, so that it is known however this ends.
 ///
 /// # Errors
 /// Those of the two ends, and [`io::ErrorKind::TimedOut`].
-pub(crate) async fn relay_within(
+pub(crate) async fn relay(
     a: &mut (impl AsyncRead + AsyncWrite + Unpin),
     b: &mut (impl AsyncRead + AsyncWrite + Unpin),
     idle: Duration,
@@ -50,10 +40,15 @@ pub(crate) async fn relay_within(
     tokio::select! {
         done = both => done.map(|_| ()),
         () = passed.nothing_for(idle) => {
-            let text = format!("nothing moved for {}s", idle.as_secs());
-            Err(io::Error::new(io::ErrorKind::TimedOut, text))
+            Err(too_silent(idle))
         }
     }
+}
+
+/// The error of a connection on which nothing moved for so long.
+pub(crate) fn too_silent(idle: Duration) -> io::Error {
+    let text = format!("nothing moved for {}s", idle.as_secs());
+    io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
 /// What passed, each way.
@@ -161,7 +156,7 @@ fn buffer_size(passed: u64) -> usize {
 const LITTLE: u64 = 64 << 10;
 const MUCH: u64 = 8 << 20;
 
-/// How long both ends may be silent. Documented: docs/proxy.md.
+/// How long both ends may be silent, unless something else is configured. Documented: docs/proxy.md.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
 #[cfg(test)]
@@ -170,7 +165,7 @@ mod tests {
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
-    use super::{Passed, buffer_size, relay, relay_within};
+    use super::{IDLE_TIMEOUT, Passed, buffer_size, relay};
 
     #[test]
     fn buffers_begin_small_and_grow_with_what_passed() {
@@ -190,7 +185,11 @@ mod tests {
     async fn each_way_ends_for_itself() {
         let (mut app, mut a) = duplex(64);
         let (mut b, mut server) = duplex(64);
-        let copying = tokio::spawn(async move { relay(&mut a, &mut b).await });
+        let copying = tokio::spawn(async move {
+            let passed = Passed::default();
+            let ended = relay(&mut a, &mut b, IDLE_TIMEOUT, &passed).await;
+            ended.map(|()| passed.both())
+        });
         app.write_all(b"question").await.unwrap();
         app.shutdown().await.unwrap();
         let mut asked = String::new();
@@ -209,7 +208,7 @@ mod tests {
     async fn everything_arrives_in_order_through_every_size_of_buffer() {
         let (mut app, mut a) = duplex(1 << 16);
         let (mut b, mut server) = duplex(1000);
-        tokio::spawn(async move { relay(&mut a, &mut b).await });
+        tokio::spawn(async move { relay(&mut a, &mut b, IDLE_TIMEOUT, &Passed::default()).await });
         let sent: Vec<u8> = (0..20_u32 << 18).flat_map(u32::to_le_bytes).collect();
         let expected = sent.clone();
         tokio::spawn(async move { app.write_all(&sent).await });
@@ -223,7 +222,7 @@ mod tests {
         let (_app, mut a) = duplex(64);
         let (mut b, _server) = duplex(64);
         let passed = Passed::default();
-        let ended = relay_within(&mut a, &mut b, Duration::from_millis(1), &passed).await;
+        let ended = relay(&mut a, &mut b, Duration::from_millis(1), &passed).await;
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -34,8 +34,13 @@ fn clean() {
     every_file("clean", properties::clean);
 }
 
+#[test]
+fn trace() {
+    every_file("trace", properties::trace);
+}
+
 /// Pieces of which requests are made, good and bad.
-const FRAGMENTS: [&[u8]; 40] = [
+const FRAGMENTS: [&[u8]; 45] = [
     b"GET / HTTP/1.1\r\n",
     b"POST / HTTP/1.1\r\n",
     b"GET / HTTP/1.0\r\n",
@@ -75,6 +80,11 @@ const FRAGMENTS: [&[u8]; 40] = [
     b"x_forwarded_client_cert: a\n",
     b"te: trailers\n",
     b"x-request-id: a\n",
+    b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\n",
+    b"traceparent: cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    b"traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-",
+    b"tracestate: a=1\n",
+    b"tracestate: a=1,b@c=2",
     b"HTTP/1.1",
 ];
 
@@ -95,5 +105,6 @@ proptest::proptest! {
         properties::detect(&bytes);
         properties::follow(&bytes);
         properties::clean(&bytes);
+        properties::trace(&bytes);
     }
 }

@@ -6,9 +6,12 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from raw import Raw, connect, said
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from raw import HEADER, X509, Raw, ask, connect, said
 from spiffe._proto import workload_pb2
 
 CASE, SOCKET, *ARGUMENTS = sys.argv[1:]
@@ -62,6 +65,109 @@ def connections():
     while descriptors(agent) > before + 5:
         os.sched_yield()
     print("closed")
+
+
+def raise_for(what, seconds=30):
+    end = time.monotonic() + seconds
+
+    def still(*_):
+        if time.monotonic() > end:
+            raise TimeoutError(what)
+        os.sched_yield()
+
+    return still
+
+
+def is_closed(end):
+    """Has the agent closed this connection? Reads what is there, and waits for nothing."""
+    end.setblocking(False)
+    try:
+        while end.recv(65536):
+            pass
+        return True
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def idle():
+    """Connections that were asked and have nothing open end; those that have stay, and clients come back."""
+    watch = "/grpc.health.v1.Health/Watch"
+    held = [Raw(connect(SOCKET)) for _ in range(2)]
+    numbers = [raw.call(method) for raw, method in zip(held, [X509, watch])]
+    for raw in held:
+        next(raw.events())
+    with grpc.insecure_channel(f"unix:{SOCKET}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+
+        def check():
+            return stub.Check(health_pb2.HealthCheckRequest(), metadata=HEADER, timeout=10).status
+
+        states = []
+        check()
+        channel.subscribe(states.append)
+        for _ in range(3):
+            # One has said no more than hello, one was asked something that was answered.
+            fresh, asked = Raw(connect(SOCKET)), Raw(connect(SOCKET))
+            asked.call("/grpc.health.v1.Health/Check")
+            still = raise_for("idle connections to be closed")
+            while not (is_closed(fresh.end) and is_closed(asked.end)):
+                still()
+        print("held", not any(is_closed(raw.end) for raw in held))
+        still = raise_for("the client of gRPC to be idle")
+        while grpc.ChannelConnectivity.IDLE not in states:
+            still()
+        print("again", check())
+    for raw, number in zip(held, numbers):
+        raw.end.setblocking(True)
+        raw.http.reset_stream(number, 8)
+        raw.flush()
+        still = raise_for("a connection to be closed when its stream has ended")
+        while not is_closed(raw.end):
+            still()
+    print("closed")
+
+
+def full():
+    """So many connections that a user has no more, with nothing open: who comes is served all the same.
+
+    One that has something open is older than all of them, and stays.
+    """
+    held = Raw(connect(SOCKET))
+    held.call()
+    next(held.events())
+    ends = []
+    for _ in range(int(ARGUMENTS[0])):
+        end = connect(SOCKET)
+        # The preface of HTTP/2 and empty settings.
+        end.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+        ends.append(end)
+    print("asked", ask(connect(SOCKET)))
+    still = raise_for("three to give way")
+    while not all(is_closed(end) for end in ends[:3]):
+        still()
+    gone = [number for number, end in enumerate(ends) if is_closed(end)]
+    print("gave way", gone)
+    print("held", not is_closed(held.end))
+
+
+def known():
+    """Asks again and again on one connection, which the agent answers by what it knows, until the right is lost."""
+    program, admin = ARGUMENTS
+    raw = Raw(connect(SOCKET))
+    events = raw.events()
+
+    def answer():
+        raw.call()
+        return said(next(events))
+
+    print(*sorted({answer() for _ in range(50)}))
+    command = [program, "workload", "delete", "default/app", "-socketPath", admin]
+    subprocess.run(command, check=True, capture_output=True)
+    raw.call()
+    # The fifty that are open, and the one that was asked for now.
+    print(*sorted({said(next(events)) for _ in range(51)}))
 
 
 def passing():

@@ -458,7 +458,7 @@ def denied_paths(site):
         "/denied", "/denied/", "/denied/x", "//denied", "/./denied", "/a/../denied", "/%64enied", "/d%65nied",
         "/%2e/denied", "/a/%2e%2e/denied", "/a/.%2e/denied", "/a/%2E./denied", "/denied?x", "/denied%20", "/denied;x",
         "/denied/.", "/denied/../denied", "/a/b/../../denied", "/denied%3fx", "/%64%65%6e%69%65%64", "/denied%00",
-        "/a%2f..%2fdenied", "/\\denied", "/..\\denied", "/%5cdenied", "/a/..%5cdenied", "/..;/denied", "/;/denied",
+        "/a%2f..%2fdenied", "/\\denied", "/..\\denied", "/%5cdenied", "/a/..%5cdenied", "/..;/denied", "/;/denied", "/a/..;/denied", "/a/..%3b/denied", "/a/..;x=1/denied",
         "/%252e/denied", "/%25%36%34enied", "///denied", "/a//../denied", "/a//../../denied", "/../denied",
         "/.;/denied", "/denied#", "/%2fdenied", "/denied%2f", "/denied%5c", "/DENIED/../denied", "/%uff0edenied",
         "/d\u00e9nied".encode().decode("latin-1"), "/denied%", "/denied%zz",
@@ -972,8 +972,21 @@ def first_bytes(site, denies):
         ("absolute form in lower case", get("http://web.example/", method="get")),
         ("a bad line end", b"GET / HTTP/1.1\nHost: a\n\n"),
         ("HTTP/1.1's form of HTTP/2", b"PRI * HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("a tab for a space", get("/", *forged).replace(b"GET ", b"GET\t")),
+        ("tabs for spaces", get("/", *forged).replace(b" ", b"\t")),
+        ("a vertical tab for a space", get("/", *forged).replace(b"GET ", b"GET\x0b")),
+        ("two spaces behind a method in lower case", get("/", *forged).replace(b"GET ", b"get  ")),
+        ("a method with an underscore", get("/", *forged, method="A_B")),
+        ("a method with a digit", get("/", *forged, method="GET1")),
+        ("a long target behind a method in lower case", get("/" + "a" * 17_000, *forged, method="get")),
     ]:
-        site.refused(what, request, status=[400, 501], alpn=None)
+        site.refused(what, request, status=[400, 414, 501], alpn=None)
+    slowly = [b"get /", b" HTTP/1.1\r\n", get("/", *forged).partition(b"\r\n")[2]]
+    site.refused("lower case, slowly", *slowly, status=[400, 501], alpn=None, pause=0.4)
+    # However many empty lines there are before: what follows is a request, and is cleaned.
+    answers = site.passes("20 empty lines before", b"\r\n" * 20 + get("/", *forged), alpn=None)
+    site.check(answers.statuses == [200], "20 empty lines before", answers)
+    site.check(all(b"forged" not in head for head in site.app.heads()), "20 empty lines before", site.app.heads())
 
 
 @table.group
@@ -987,13 +1000,93 @@ def server_first(site):
         site.check(seen == b"220 hello\r\n", "the app speaks first", seen)
     site.app.greeting = b""
     site.app.reset(lambda end, reader, asked: end.sendall(b"pong"))
-    for words in [b"ping\r\n\r\n", b"get hello\r\n\r\n", b"get /key\r\n\r\n", b"\0\1\r\n\r\n"]:
+    for words in [b"12345\r\n\r\n", b"83 <34>1 x\r\n\r\n", b"say /hello\r\n\r\n", b"ping\r\n\r\n", b"get hello\r\n\r\n", b"get /key\r\n\r\n", b"\0\1\r\n\r\n"]:
         with site.proxy.connect(None) as end:
             end.sendall(words)
             site.check(end.recv(100) == b"pong", "opaque bytes", words)
 
 
+@table.group
+def idle(site):
+    # With `idleTimeout: 1s`; all is allowed. Neither side begins, one stops, and one goes on.
+    over = threading.Event()
+
+    def count(end, reader, asked):
+        end.sendall(b"pong")
+        while end.recv(100):
+            end.sendall(b"pong")
+        over.set()
+        return False
+
+    site.app.reset(count)
+    for what, words in [("nobody begins", b""), ("one word", b"ping\r\n\r\n")]:
+        with site.proxy.connect(None) as end:
+            end.sendall(words)
+            seen = b""
+            while more := end.recv(100):
+                seen += more
+            site.check(seen == (b"pong" if words else b""), what, seen)
+    with site.proxy.connect(None) as end:
+        for _ in range(6):
+            end.sendall(b"ping\r\n\r\n")
+            site.check(end.recv(100) == b"pong", "one that goes on", "is cut")
+            time.sleep(0.4)
+    site.check(over.wait(20), "the app", "is still connected")
+
+
+FORGED = ("X-Forwarded-Client-Cert: forged",)
+
+
+def opaque(site):
+    """What is said to an app that answers `pong` to anything."""
+    site.app.reset(lambda end, reader, asked: end.sendall(b"pong"))
+    with site.proxy.connect(None) as end:
+        end.sendall(b"ping\r\n\r\n")
+        try:
+            return end.recv(100)
+        except OSError:
+            return b""
+
+
+@table.group
+def declared_tcp(site):
+    site.check(opaque(site) == b"pong", "opaque bytes", "refused")
+    # Carried as it is, also where HTTP is offered in the handshake.
+    for alpn in [None, "h2"]:
+        site.app.reset()
+        with site.proxy.connect(alpn) as end:
+            site.check(end.selected_alpn_protocol() is None, alpn, end.selected_alpn_protocol())
+            answers = exchange(end, [get("/", *FORGED)], 1, (), 0)
+        site.check(answers.statuses == [200], alpn, answers)
+        site.check(is_field(site.app.heads()[0], "x-forwarded-client-cert", "forged"), alpn, site.app.heads())
+
+
+@table.group
+def declared_http(site):
+    site.check(opaque(site) == b"", "opaque bytes", "carried")
+    site.check(not site.app.heads(), "opaque bytes", site.app.heads())
+    answers = site.passes("a request", get("/", *FORGED), alpn=None)
+    site.check(answers.statuses == [200], "a request", answers)
+    site.check(not is_field(site.app.heads()[0], "x-forwarded-client-cert", "forged"), "a request", site.app.heads())
+
+
+@table.group
+def declared_http2(site):
+    site.check(opaque(site) == b"", "opaque bytes", "carried")
+    seen = []
+    site.app.http2 = lambda end, first: seen.append(first)
+    site.proxy.say(get("/"), wait_for=1)
+    site.check(seen and seen[0].startswith(b"PRI * HTTP/2.0"), "the app", "is not asked over HTTP/2")
+
+
+@table.group
+def declared_nothing(site):
+    site.check(opaque(site) == b"pong", "opaque bytes", "refused")
+    answers = site.passes("a request", get("/", *FORGED), alpn=None)
+    site.check(not is_field(site.app.heads()[0], "x-forwarded-client-cert", "forged"), "a request", answers)
+
+
 if __name__ == "__main__":
-    elsewhere = ("no_reader", "no_websocket", "websocket_cut", "server_first", "detection_where_all_is_allowed")
+    elsewhere = ("declared_tcp", "declared_http", "declared_http2", "declared_nothing", "idle", "no_reader", "no_websocket", "websocket_cut", "server_first", "detection_where_all_is_allowed")
     names = sys.argv[7:] or [name for name in table.groups if name not in elsewhere]
     table.run(Site(sys.argv[1:7]), names)

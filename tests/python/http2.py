@@ -18,7 +18,7 @@ import h2.connection
 import h2.events
 import hpack
 
-from wire import DEADLINE_SECONDS, OK, Site, Table, is_field, parse_fields
+from wire import DEADLINE_SECONDS, OK, Site, Table, exchange, get, is_field, parse_fields
 
 table = Table()
 
@@ -52,8 +52,8 @@ def request(path="/", *more, method="GET", authority="web.example"):
 class Raw:
     """One connection, frame by frame."""
 
-    def __init__(self, site, settings=b"", acks=True):
-        self.end = site.proxy.connect("h2")
+    def __init__(self, site, settings=b"", acks=True, protocol="h2"):
+        self.end = site.proxy.connect(protocol)
         self.encoder, self.decoder = hpack.Encoder(), hpack.Decoder()
         self.acks = acks
         self.bytes = b""
@@ -696,6 +696,74 @@ def fields(site):
 
 
 @table.group
+def states_and_sizes(site):
+    # FAULTS 99, 104, 105: frames that no state of a stream allows, or of a size that is none.
+    def headers(raw, stream, flags=END_HEADERS | END_STREAM, before=b"", method="GET", behind=b""):
+        return frame(HEADERS, flags, stream, before + raw.block(request("/x", method=method)) + behind)
+
+    def number(value):
+        return struct.pack("!I", value)
+
+    padded, priority = 0x8, 0x20
+    for what, data in [
+        ("headers without a stream", lambda raw: headers(raw, 0)),
+        ("a smaller stream than the last", lambda raw: headers(raw, 5) + headers(raw, 3)),
+        ("a reset of a stream that never was", lambda raw: frame(RST_STREAM, 0, 5, number(8))),
+        ("a reset without a stream", lambda raw: frame(RST_STREAM, 0, 0, number(8))),
+        ("a reset of another size", lambda raw: headers(raw, 1) + frame(RST_STREAM, 0, 1, b"123")),
+        ("a window of a stream that never was", lambda raw: frame(WINDOW_UPDATE, 0, 5, number(1))),
+        ("a window of another size", lambda raw: frame(WINDOW_UPDATE, 0, 0, b"123")),
+        ("a goodbye of a stream", lambda raw: frame(GOAWAY, 0, 1, number(0) * 2)),
+        ("half a goodbye", lambda raw: frame(GOAWAY, 0, 0, b"123")),
+        ("a priority without a stream", lambda raw: frame(PRIORITY, 0, 0, number(3) + b"\0")),
+        ("data that is all padding, and more", lambda raw: headers(raw, 1, END_HEADERS, method="POST") + frame(DATA, padded, 1, b"\x09x")),
+        ("headers that are all padding, and more", lambda raw: frame(HEADERS, END_HEADERS | padded, 1, b"\xff" + raw.block(request("/x")))),
+        ("headers without room for their padding", lambda raw: frame(HEADERS, END_HEADERS | padded, 1, b"")),
+        ("headers without room for their priority", lambda raw: frame(HEADERS, END_HEADERS | priority, 1, b"123")),
+        ("push that is neither on nor off", lambda raw: frame(SETTINGS, 0, 0, setting(push=2))),
+        ("data of more than a frame", lambda raw: headers(raw, 1, END_HEADERS, method="POST") + frame(DATA, 0, 1, b"x" * 16_385)),
+        ("headers of more than a frame", lambda raw: headers(raw, 1, behind=raw.block([("x", "y" * 17_000)]))),
+    ]:
+        site.app.reset()
+        with Raw(site) as raw:
+            raw.send(data(raw))
+            raw.read(lambda raw: raw.goaway not in (None, 0))
+            site.check(raw.goaway not in (None, 0) or raw.closed, what, "no error", raw.goaway)
+        works(site, what)
+    for what, data in [
+        ("data behind the end", lambda raw: headers(raw, 1) + frame(DATA, END_STREAM, 1, b"x")),
+        ("headers behind the end", lambda raw: headers(raw, 1) + headers(raw, 1)),
+        ("headers twice", lambda raw: headers(raw, 1, END_HEADERS, method="POST") + headers(raw, 1)),
+        ("trailers that are not the end", lambda raw: headers(raw, 1, END_HEADERS, method="POST") + frame(HEADERS, END_HEADERS, 1, raw.block([("x", "y")]))),
+        ("a window of nothing of a stream", lambda raw: headers(raw, 1, END_HEADERS, method="POST") + frame(WINDOW_UPDATE, 0, 1, number(0))),
+        ("a window of a stream beyond its limit", lambda raw: headers(raw, 1, END_HEADERS, method="POST") + frame(WINDOW_UPDATE, 0, 1, number(0x7FFFFFFF)) * 2),
+        ("a stream that depends on itself", lambda raw: headers(raw, 1, END_HEADERS | END_STREAM | priority, number(1) + b"\0")),
+    ]:
+        site.app.reset(lambda *_: False)
+        with Raw(site) as raw:
+            raw.send(data(raw))
+            answer = raw.answer(1)
+            site.check(answer in REFUSED + (502,), what, "answer", answer)
+        works(site, what)
+
+
+@table.group
+def values(site):
+    # FAULTS 104, 111: an app that speaks HTTP/1 cuts the spaces around a value off, and would see another one.
+    for value in [" yes", "yes ", "\tyes", "yes\t", " yes ", " "]:
+        refused(site, f"x-deny: {value!r}", request("/x", ("x-deny", value)), accepted=(*REFUSED, 403))
+    for name, value in [("x", " y"), ("x", "y "), ("x", "\ty"), ("host", " web.example"), ("content-length", " 0"), ("cookie", " a=b")]:
+        refused(site, f"{name!r}: {value!r}", request("/x", (name, value)))
+    for authority in ["user@web.example", "user:pass@web.example", "web.example/x", "web.example?x", "web.example#x", " web.example", "web.example ", "web.example:0", "web.example:99999", "a,b", "[::1"]:
+        refused(site, f":authority {authority!r}", request("/x", authority=authority))
+    for value in ["", "a b"]:
+        site.app.reset()
+        with Raw(site) as raw:
+            raw.ask(1, request("/x", ("x-fine", value)))
+            site.check(raw.answer(1) == 200, f"x-fine: {value!r}", raw.answer(1))
+
+
+@table.group
 def lengths(site):
     # FAULTS 105
     smuggled = b"GET /denied HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -859,6 +927,91 @@ def grpc(site):
     site.app.http2 = None
 
 
+def proof(chain, signature=b"\0" * 70, scheme=0x0403):
+    """What shows a certificate over an open connection, without the key that belongs to it."""
+    shown = struct.pack("!HH", scheme, len(signature)) + signature
+    return shown + b"".join(struct.pack("!I", len(one))[1:] + one for one in chain)
+
+
+@table.group
+def renewals(site):
+    """Nobody proves anything with a certificate alone, and nothing of it ever reaches the app."""
+    with open(site.proxy.certificate) as file:
+        own = ssl.PEM_cert_to_DER_cert(file.read())
+    forged = {
+        "another's signature": proof([own]),
+        "no scheme of TLS 1.3": proof([own], scheme=0x0401),
+        "no certificate": proof([]),
+        "no DER": proof([b"certificate"]),
+        "a length that lies": proof([own])[:-1],
+        "many certificates": proof([own] * 11),
+        "nothing": b"",
+    }
+    renew = request("/", method="POSTERN-RENEW")
+    for what, body in forged.items():
+        with Raw(site, protocol="postern/h2") as raw:
+            pieces = [body[at : at + 16384] for at in range(0, max(len(body), 1), 16384)]
+            raw.ask(1, renew, end=False)
+            for number, piece in enumerate(pieces):
+                last = END_STREAM if number + 1 == len(pieces) else 0
+                raw.send(frame(DATA, last, 1, piece))
+            site.check(raw.answer(1) in (403, "reset"), what, raw.answer(1))
+            # Its requests go on as before.
+            raw.ask(3, request("/ok"))
+            site.check(raw.answer(3) == 200, f"after {what}", raw.answer(3))
+    # More than any proof has ends at least the stream.
+    with Raw(site, protocol="postern/h2") as raw:
+        raw.ask(1, renew, end=False)
+        for _ in range(8):
+            raw.send(frame(DATA, 0, 1, b"\0" * 16384))
+        site.check(raw.answer(1) in (403, "reset", "goaway", "closed"), "too much", raw.answer(1))
+    # As often as it likes is too often.
+    with Raw(site, protocol="postern/h2") as raw:
+        for number in range(1, 41, 2):
+            raw.ask(number, renew, proof([own]))
+        answers = [raw.answer(number) for number in range(1, 41, 2)]
+        site.check(set(answers) <= {403, "reset"}, "many renewals", answers)
+    # Whoever did not say in the handshake that it knows renewals has a method that nobody knows.
+    with Raw(site) as raw:
+        raw.ask(1, renew, proof([own]))
+        site.check(raw.answer(1) == 501, "without the protocol", raw.answer(1))
+    said = site.proxy.say(b"POSTERN-RENEW / HTTP/1.1\r\nhost: web\r\ncontent-length: 0\r\n\r\n", wait_for=1)
+    site.check(said.statuses == [501], "HTTP/1", said)
+
+
+@table.group
+def expiry(site):
+    # With a certificate that ends in fifteen seconds: asked to leave before, and not cut.
+    go_on = threading.Event()
+
+    def waiting(end, reader, asked):
+        if b" /slow " in asked["head"]:
+            go_on.wait(DEADLINE_SECONDS)
+        end.sendall(OK)
+        return True
+
+    site.app.reset(waiting)
+    with site.proxy.connect() as old, Raw(site) as raw:
+        answers = exchange(old, [get("/")], 1, (), 0)
+        site.check(answers.statuses == [200], "HTTP/1.1", answers)
+        site.check(b"connection" not in answers.all[0][1], "HTTP/1.1", "closes early", answers)
+        raw.ask(1, request("/"))
+        site.check(raw.answer(1) == 200, "HTTP/2", raw.answer(1))
+        site.check(raw.goaway is None, "HTTP/2", "GOAWAY early")
+        raw.ask(3, request("/slow"))
+        site.check(raw.read(lambda raw: raw.goaway == 0), "HTTP/2", "no GOAWAY", raw.closed)
+        site.check(not raw.closed, "HTTP/2", "cut", raw.closed)
+        answers = exchange(old, [get("/late")], None, (), 0)
+        site.check(answers.statuses == [200] and answers.ended == "closed", "HTTP/1.1, late", answers)
+        site.check(answers.all[0][1].get(b"connection") == [b"close"], "HTTP/1.1, late", answers)
+        go_on.set()
+        begun = raw.answer(3)
+        site.check(begun == 200, "what was begun", begun, raw.closed)
+        raw.read(lambda raw: False)
+        site.check(raw.closed == "closed", "the end", raw.closed)
+
+
 if __name__ == "__main__":
-    names = sys.argv[7:] or [name for name in table.groups if name != "silence"]
+    elsewhere = ("silence", "expiry")
+    names = sys.argv[7:] or [name for name in table.groups if name not in elsewhere]
     table.run(Site(sys.argv[1:7]), names)

@@ -1,15 +1,18 @@
 """An upstream behind mutual TLS that does what the path of a request says, good or bad.
 
-    upstream.py ADDRESS PORT CERTIFICATE KEY BUNDLE [http1|tcp|probe|plain]
+    upstream.py ADDRESS PORT CERTIFICATE KEY BUNDLE [http1|tcp|greet|probe|plain]
 
-`tcp` counts bytes, `probe` only looks whether the handshake comes to its end, and `plain` has no
-TLS: it is the app behind a proxy.
+`tcp` counts bytes, `greet` speaks first and then says what it hears, `probe` only looks whether
+the handshake comes to its end, and `plain` and `greet-plain` have no TLS: they are the app behind
+a proxy.
 
 Prints one JSON line for each thing that happens: `listening`, `handshake`, `refused` (a handshake
 that failed, and how many bytes of a request came all the same), `request`, `ended` (of a body or
 an opaque connection, with its length).
 """
 
+import base64
+import hashlib
 import json
 import socket
 import ssl
@@ -95,6 +98,32 @@ class Connection:
         head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body) if length is None else length}\r\n\r\n"
         self.stream.sendall(head.encode() + body)
 
+    def exactly(self, length):
+        while len(self.buffer) < length:
+            if not self.more():
+                return None
+        found, self.buffer = self.buffer[:length], self.buffer[length:]
+        return found
+
+    def websocket(self, path, fields):
+        """Says every short frame once more, and how it ended. Spec: RFC 6455 section 5.2."""
+        to = "else" if path == "/ws-else" else "websocket"
+        head = f"HTTP/1.1 101 X\r\nconnection: Upgrade\r\nupgrade: {to}\r\n"
+        head += f"sec-websocket-accept: {accept_of(fields['sec-websocket-key'])}\r\n\r\n"
+        self.stream.sendall(head.encode())
+        tell("switched")
+        if path == "/ws-bye":
+            self.stream.sendall(b"\x88\x02\x03\xe8")
+            return False
+        while first := self.exactly(2):
+            length = first[1] & 0x7F
+            mask, data = self.exactly(4), self.exactly(length)
+            data = bytes(byte ^ mask[place % 4] for place, byte in enumerate(data))
+            self.stream.sendall(bytes([first[0], length]) + data)
+        tell("ended", websocket=True)
+        self.stream.sendall(b"\x81\x03bye")
+        return False
+
     def serve(self):
         """Requests, one after the other. False when the connection is to end."""
         first = self.line()
@@ -110,6 +139,8 @@ class Connection:
         return self.act(path.split("?")[0], method, fields, count)
 
     def act(self, path, method, fields, count):
+        if path.startswith("/ws") and fields.get("upgrade", "").lower() == "websocket":
+            return self.websocket(path, fields)
         if path == "/swallow":  # takes the body, then breaks off
             tell("ended", bytes=self.body(fields))
             raise Reset
@@ -161,6 +192,12 @@ class Connection:
         return True
 
 
+def accept_of(key):
+    """Spec: RFC 6455 section 4.2.2."""
+    digest = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+    return base64.b64encode(digest).decode()
+
+
 def reset(stream):
     """Ends a connection by RST."""
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -189,13 +226,20 @@ def tcp(stream):
     stream.close()
 
 
+def greet(stream):
+    stream.sendall(b"220 hello\r\n")
+    while data := stream.recv(65536):
+        stream.sendall(data)
+    stream.close()
+
+
 def one(raw, context, number, kind):
     names = []
     context.sni_callback = lambda _stream, name, _context: names.append(name)
     raw.settimeout(60)
-    if kind == "plain":
+    if kind in ("plain", "greet-plain"):
         try:
-            http(raw, number)
+            greet(raw) if kind == "greet-plain" else http(raw, number)
         except OSError as error:
             tell("broken", error=type(error).__name__)
         return
@@ -211,7 +255,10 @@ def one(raw, context, number, kind):
         return
     tell("handshake", connection=number, name=(names or [None])[0], alpn=stream.selected_alpn_protocol())
     try:
-        tcp(stream) if kind == "tcp" else http(stream, number)
+        if kind in ("tcp", "greet"):
+            {"tcp": tcp, "greet": greet}[kind](stream)
+        else:
+            http(stream, number)
     except OSError as error:
         tell("broken", error=type(error).__name__)
 

@@ -8,12 +8,13 @@ pub mod world;
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output},
-    sync::OnceLock,
+    process::{Command, Output, Stdio},
+    sync::{OnceLock, mpsc},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// The folder of the daemons, which are built once if need be.
 ///
@@ -53,17 +54,41 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Runs a program of others; a missing one fails the test with the line that installs it.
+/// Runs a program of others to its end; a missing one fails the test with the line that installs it.
 ///
 /// # Errors
-/// When it cannot be run.
+/// When it cannot be run, or does not end; it is ended then.
 pub fn run(program: &str, arguments: &[&str]) -> anyhow::Result<Output> {
-    Command::new(program)
-        .args(arguments)
-        .output()
-        .with_context(|| {
-            format!("this test needs `{program}`: run tests/run, which installs what is missing")
-        })
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().with_context(|| {
+        format!("this test needs `{program}`: run tests/run, which installs what is missing")
+    })?;
+    let pid = Pid::from_child(&child);
+    let (ended, end) = mpsc::sync_channel(1);
+    std::thread::spawn(move || ended.send(child.wait_with_output()));
+    match end.recv_timeout(LONGEST_RUN) {
+        Ok(output) => Ok(output?),
+        Err(_) => {
+            kill_process(pid, Signal::KILL)?;
+            bail!("`{program} {}` does not end", arguments.join(" "));
+        }
+    }
+}
+
+/// The longest that a test does itself takes less; what hangs must not hang all of the tests.
+const LONGEST_RUN: Duration = Duration::from_secs(600);
+
+/// The lines that a program printed which must end well; `what` is told where it does not.
+///
+/// # Errors
+/// What it said on standard error.
+pub fn lines(output: &Output, what: &str) -> anyhow::Result<Vec<String>> {
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{what}: {error}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().map(str::to_owned).collect())
 }
 
 /// Asks again and again until there is an answer.

@@ -63,7 +63,8 @@ impl World {
         self.agent_with(workloads, "")
     }
 
-    /// Starts an agent with more in its configuration.
+    /// Starts an agent with more in its configuration. A first line `idleTimeout: …` is that of
+    /// `workloadApi`.
     ///
     /// # Errors
     /// When it does not start.
@@ -129,11 +130,20 @@ impl World {
             true => "",
             false => "reattest: {every: 200ms}\n",
         };
+        let health = match more.contains("health:") {
+            true => "",
+            false => "health: {listen: '127.0.0.1:0'}\n",
+        };
+        // What else there is to say of the socket.
+        let (idle, more) = match more.strip_prefix("idleTimeout: ") {
+            Some(rest) => rest.split_once('\n').unwrap_or((rest, "")),
+            None => ("5m", more),
+        };
         let config = format!(
             "trustDomain: {trust_domain}\nstateDir: state\n\
-             workloadApi: {{socket: 'unix://{folder}/public/agent.sock'}}\n\
+             workloadApi: {{socket: 'unix://{folder}/public/agent.sock', idleTimeout: {idle}}}\n\
              admin: {{socket: 'unix://{folder}/admin/admin.sock'}}\n\
-             health: {{listen: '127.0.0.1:0'}}\n{often}{more}"
+             {health}{often}{more}"
         );
         self.write("agent.yaml", &config)
     }
@@ -221,9 +231,17 @@ impl World {
     /// # Errors
     /// When it never does.
     pub fn said(&self, name: &str, message: &str) -> anyhow::Result<()> {
-        let wanted = format!("\"message\":\"{message}\"");
+        self.told(name, &format!("\"message\":\"{message}\""))
+            .map(|_| ())
+    }
+
+    /// Waits until `text` is somewhere in a daemon's log, and returns all of it: a daemon writes its log behind its work.
+    ///
+    /// # Errors
+    /// When it never is; what is there instead is in the error.
+    pub fn told(&self, name: &str, text: &str) -> anyhow::Result<String> {
         let log = || fs::read_to_string(self.log(name)).unwrap_or_default();
-        eventually(message, || log().contains(&wanted).then_some(()))
+        eventually(text, || Some(log()).filter(|log| log.contains(text)))
             .with_context(|| format!("log of {name}:\n{}", log()))
     }
 

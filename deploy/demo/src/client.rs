@@ -35,6 +35,11 @@ impl Plain {
         Ok(Self { sender })
     }
 
+    /// May it be used for another request?
+    pub(crate) fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+
     /// Sends a request and waits for the head of the answer.
     pub(crate) async fn send(
         &mut self,

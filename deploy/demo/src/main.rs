@@ -10,6 +10,7 @@
 mod app;
 mod binaries;
 mod client;
+mod container;
 mod evidence;
 mod network;
 mod pod;
@@ -17,10 +18,12 @@ mod report;
 mod scenes;
 mod world;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use rustix::fs::Mode;
 
 /// Runs the whole road once: identity, authorization, encryption, rotation, drift, revocation.
 #[derive(Debug, Parser)]
@@ -42,9 +45,17 @@ struct Arguments {
     part: Option<Part>,
 }
 
-/// What the demo starts itself as, inside its pods.
+/// What the demo starts itself as, inside its pods, and what tells of it.
 #[derive(Debug, Subcommand)]
 enum Part {
+    /// Prints completions for a shell
+    #[command(
+        after_help = "Examples:\n  postern-demo completions bash > /usr/share/bash-completion/completions/postern-demo\n  postern-demo completions zsh > /usr/share/zsh/vendor-completions/_postern-demo\n  postern-demo completions fish > ~/.config/fish/completions/postern-demo.fish"
+    )]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
     /// The app of a pod: a small HTTP service
     #[command(hide = true)]
     App {
@@ -62,14 +73,31 @@ enum Part {
     /// A program that nobody expected: it waits until it is ended
     #[command(hide = true)]
     Intruder,
+    /// Holds the namespaces of a pod: it waits until it is told to end
+    #[command(hide = true)]
+    Pause,
+    /// One request, and what came back
+    #[command(hide = true)]
+    Ask(container::Ask),
+    /// Requests without a pause over kept connections; fails if any of them does
+    #[command(hide = true)]
+    AskSteadily(container::AskSteadily),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // The agent reads no document that others may write to.
+    let kept = Mode::WGRP | Mode::WOTH;
+    let before = rustix::process::umask(kept);
+    rustix::process::umask(before | kept);
     let outcome = match arguments.part {
-        Some(Part::App { listen }) => run(app::serve(listen)),
+        Some(Part::App { listen }) => run(container::until_told(app::serve(listen))),
         Some(Part::Pod { without_walls }) => pod::supervise(without_walls),
         Some(Part::Intruder) => pod::wait_to_be_ended(),
+        Some(Part::Pause) => run(container::until_told(std::future::pending())),
+        Some(Part::Ask(ask)) => run(ask.run()),
+        Some(Part::AskSteadily(ask)) => run(ask.run()),
+        Some(Part::Completions { shell }) => completions(shell),
         None => run(demo(&arguments)),
     };
     match outcome {
@@ -79,6 +107,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn completions(shell: Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(
+        shell,
+        &mut Arguments::command(),
+        "postern-demo",
+        &mut script,
+    );
+    Ok(std::io::stdout().write_all(&script)?)
 }
 
 /// One thread is enough for all that the demo does itself.
@@ -119,3 +158,17 @@ Examples:
   cargo demo              build what is needed, show the road, clean up
   cargo demo --keep       the same, and leave it running to be looked at
   cargo demo --loopback   without network namespaces, even as root";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Arguments;
+
+    #[test]
+    fn every_command_has_examples_that_parse() {
+        let parse = |words: &[String]| Arguments::command().try_get_matches_from(words);
+        let found = postern_examples::mistakes(&Arguments::command(), &["cargo demo"], parse);
+        assert!(found.is_empty(), "{found:#?}");
+    }
+}

@@ -2,13 +2,19 @@
 //!
 //! A leaf: it knows the kernel's calls and nothing of Postern. Each wall is one function, and a
 //! wall that cannot be put up is an error, never a shrug. All of them bind the calling thread and
-//! the threads it starts later, so they belong at the top of `main`, before any runtime.
+//! the threads it starts later, so they belong at the top of `main`, before any runtime; only a
+//! seccomp filter binds the threads that are there already.
 
 #![forbid(unsafe_code)]
+
+mod fence;
+mod seccomp;
 
 use caps::{CapSet, CapsHashSet};
 
 pub use caps::Capability;
+pub use fence::{Fence, Reached};
+pub use seccomp::{Filter, NotEnforced, Profile, ProfileError};
 
 /// Sets `no_new_privs`: from here on no set-uid file and no file capability gives this process,
 /// or any that it starts, a right that it does not have now. It cannot be undone.

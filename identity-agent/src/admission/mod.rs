@@ -1,25 +1,28 @@
 //! The checks before every method on the socket: the header, who calls, and how often.
 
+mod at_once;
 mod calls;
+mod counted;
 mod follower;
 mod streams;
 mod turns;
 
 use std::{sync::Arc, time::Instant};
 
+use http::Extensions;
 use postern_proto::SECURITY_HEADER;
 use tonic::{Request, Status};
 
-use self::streams::Streams;
+use self::streams::{OpenStream, Streams};
 use crate::{
-    agent::{Agent, Entitled},
-    caller::{Caller, PinError, PinnedProcess},
+    agent::{Agent, Entitled, Refusal},
+    caller::{Busy, Caller, PinError, PinnedProcess},
     telemetry::ReasonLabel,
 };
 
 pub(crate) use calls::Calls;
+pub use counted::CountRequests;
 pub(crate) use follower::Follower;
-use streams::OpenStream as Admitted;
 pub(crate) use turns::Turns;
 
 /// Lets callers in, or not.
@@ -49,12 +52,17 @@ impl Admission {
 
     /// The process that calls, and that still lives.
     pub(crate) fn caller<T>(&self, request: &Request<T>) -> Result<Arc<PinnedProcess>, Status> {
-        let Some(Caller(caller)) = request.extensions().get::<Caller>() else {
-            return self.refuse("caller", Status::internal("the caller is not known"));
+        let Some(caller) = request.extensions().get::<Caller>() else {
+            return self.refuse("caller", unknown_caller());
         };
-        let text = match &**caller {
-            Ok(process) if process.is_alive() => return Ok(process.clone()),
-            Ok(_) => PinError::Gone.to_string(),
+        let text = match &*caller.process {
+            Ok(process) => match process.lives() {
+                Ok(()) => return Ok(process.clone()),
+                Err(PinError::Lack(lack)) => {
+                    return self.refuse("lack", Status::unavailable(lack.to_string()));
+                }
+                Err(error) => error.to_string(),
+            },
             Err(error) => error.to_string(),
         };
         self.refuse("caller", Status::permission_denied(text))
@@ -80,21 +88,36 @@ impl Admission {
         self.refuse("too_many_calls", Status::resource_exhausted(text))
     }
 
-    /// May this process open one more stream?
-    pub(crate) fn stream(
-        &self,
-        process: Arc<PinnedProcess>,
-        method: &'static str,
-    ) -> Result<Follower, Status> {
+    /// May whoever asks have one more request open? It counts until what is told here is dropped.
+    fn open(&self, extensions: &Extensions) -> Result<(OpenStream, Busy), Status> {
+        let Some(Caller { process, place }) = extensions.get::<Caller>() else {
+            return self.refuse("caller", unknown_caller());
+        };
+        // The connection was chosen to give way at the same moment.
+        let Some(busy) = place.begin() else {
+            let text = "the connection was idle and ends; connect again";
+            return self.refuse("idle_connection", Status::unavailable(text));
+        };
+        // Whoever cannot be pinned is asked for health at most, and counted as one process.
+        let pid = process.as_ref().as_ref().map_or(0, |one| one.pid());
         let streams = self.streams.clone();
-        match streams.open((process.pid(), process.uid()), &self.agent.metrics.streams) {
-            Some(open) => Ok(Follower::new(self.agent.clone(), process, method, open)),
+        match streams.open((pid, place.uid()), &self.agent.metrics.streams) {
+            Some(open) => Ok((open, busy)),
             None => {
                 let text = "too many streams are open; close some";
                 self.refuse("too_many_streams", Status::resource_exhausted(text))
             }
         }
     }
+
+    /// Has this process followed on a stream.
+    pub(crate) fn stream(&self, process: Arc<PinnedProcess>, method: &'static str) -> Follower {
+        Follower::new(self.agent.clone(), process, method)
+    }
+}
+
+fn unknown_caller() -> Status {
+    Status::internal("the caller is not known")
 }
 
 /// Does a request carry the header that keeps web pages out, once and with this value?
@@ -120,21 +143,58 @@ pub(crate) async fn on_a_thread<T: Send + 'static>(
     method: &'static str,
     work: impl FnOnce(&Agent, &Entitled) -> Result<T, Status> + Send + 'static,
 ) -> Result<(Entitled, T), Status> {
+    let done = look(agent, process, work).await;
+    done.map_err(|failed| failed.tell(agent, process, method))
+}
+
+/// Why nothing was done for a process.
+#[derive(Debug)]
+enum Failed {
+    /// It has no right to it, or nobody knows.
+    Refused(Refusal),
+    /// Something else went wrong.
+    Other(Status),
+}
+
+impl Failed {
+    /// Does it say nothing about the process?
+    fn is_nobodys_fault(&self) -> bool {
+        matches!(self, Self::Refused(refusal) if refusal.is_nobodys_fault())
+    }
+
+    /// Counts and notes a refusal, and tells what the process hears.
+    fn tell(self, agent: &Agent, process: &PinnedProcess, method: &str) -> Status {
+        let refusal = match self {
+            Self::Other(status) => return status,
+            Self::Refused(refusal) => refusal,
+        };
+        agent.refused(method, process, &refusal);
+        match refusal.is_nobodys_fault() {
+            // Clients try again after this, and not after the other.
+            true => Status::unavailable("the agent cannot look for now; try again"),
+            // Clients know this text.
+            false => Status::permission_denied("no identity issued"),
+        }
+    }
+}
+
+/// Finds out what the process is entitled to, and does something with that.
+async fn look<T: Send + 'static>(
+    agent: &Arc<Agent>,
+    process: &Arc<PinnedProcess>,
+    work: impl FnOnce(&Agent, &Entitled) -> Result<T, Status> + Send + 'static,
+) -> Result<(Entitled, T), Failed> {
     // Whatever one user asks for, there are threads left for the others.
     let turn = agent.turns.of(process.uid()).await;
     let (agent, process) = (agent.clone(), process.clone());
     tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        let entitled = agent
-            .entitled(&process)
-            .inspect_err(|refusal| agent.refused(method, &process, refusal))
-            // Clients know this text.
-            .map_err(|_| Status::permission_denied("no identity issued"))?;
-        let done = work(&agent, &entitled)?;
+        let entitled = agent.entitled(&process).map_err(Failed::Refused)?;
+        let done = work(&agent, &entitled).map_err(Failed::Other)?;
         Ok((entitled, done))
     })
     .await
-    .map_err(|_| Status::internal("attestation failed"))?
+    .map_err(|_| Failed::Other(Status::internal("attestation failed")))?
 }
 
 /// More tokens a second than any app needs that keeps them while they last.

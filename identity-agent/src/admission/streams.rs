@@ -1,45 +1,65 @@
-//! How many streams are open, in all and for each process.
+//! How many requests are open on the socket, in all, for each process and for each user.
 
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
-use dashmap::DashMap;
 use prometheus_client::metrics::gauge::Gauge;
 
-#[derive(Debug, Default)]
+use crate::shares::Shares;
+
+#[derive(Debug)]
 pub(super) struct Streams {
+    limits: Limits,
     all: AtomicUsize,
-    by_process: DashMap<i32, usize>,
-    by_user: DashMap<u32, usize>,
+    by_process: Shares<i32>,
+    by_user: Shares<u32>,
+}
+
+/// How many there may be at once.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    all: usize,
+    of_process: usize,
+    of_user: usize,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self::within(LIMITS)
+    }
 }
 
 impl Streams {
+    fn within(limits: Limits) -> Self {
+        Self {
+            limits,
+            all: AtomicUsize::new(0),
+            by_process: Shares::default(),
+            by_user: Shares::default(),
+        }
+    }
+
+    /// Counts one more, unless there are too many: then nothing is left behind.
     pub(super) fn open(
         self: Arc<Self>,
         (pid, uid): (i32, u32),
         gauge: &Gauge,
     ) -> Option<OpenStream> {
-        // Before anything is counted: who is refused leaves nothing behind.
-        if self.all.load(Ordering::Relaxed) >= MAX_STREAMS {
+        let limit = self.limits.all;
+        let one_more = |all: usize| (all < limit).then_some(all + 1);
+        let (set, read) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.all.fetch_update(set, read, one_more).ok()?;
+        if !self.by_user.take(uid, self.limits.of_user) {
+            self.all.fetch_sub(1, Ordering::Relaxed);
             return None;
         }
-        {
-            let mut own = self.by_process.entry(pid).or_default();
-            let mut of_user = self.by_user.entry(uid).or_default();
-            if *own >= MAX_STREAMS_OF_PROCESS || *of_user >= MAX_STREAMS_OF_USER {
-                let is_new = *own == 0;
-                drop((own, of_user));
-                if is_new {
-                    self.by_process.remove_if(&pid, |_, open| *open == 0);
-                }
-                return None;
-            }
-            *own += 1;
-            *of_user += 1;
+        if !self.by_process.take(pid, self.limits.of_process) {
+            self.by_user.give_back(uid);
+            self.all.fetch_sub(1, Ordering::Relaxed);
+            return None;
         }
-        self.all.fetch_add(1, Ordering::Relaxed);
         gauge.inc();
         Some(OpenStream {
             streams: self,
@@ -63,21 +83,101 @@ impl Drop for OpenStream {
     fn drop(&mut self) {
         self.gauge.dec();
         self.streams.all.fetch_sub(1, Ordering::Relaxed);
-        count_off(&self.streams.by_process, self.pid);
-        count_off(&self.streams.by_user, self.uid);
+        self.streams.by_process.give_back(self.pid);
+        self.streams.by_user.give_back(self.uid);
     }
 }
 
-fn count_off<K: Eq + std::hash::Hash>(counts: &DashMap<K, usize>, whose: K) {
-    if let dashmap::Entry::Occupied(mut own) = counts.entry(whose) {
-        *own.get_mut() -= 1;
-        if *own.get() == 0 {
-            own.remove();
+/// Of a user three quarters: nobody has all of them.
+const LIMITS: Limits = Limits {
+    all: 10_000,
+    of_process: 256,
+    of_user: 7_500,
+};
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, atomic::Ordering};
+
+    use prometheus_client::metrics::gauge::Gauge;
+
+    use super::{Limits, OpenStream, Streams};
+
+    struct Counted {
+        streams: Arc<Streams>,
+        gauge: Gauge,
+    }
+
+    impl Counted {
+        fn within(all: usize, of_process: usize, of_user: usize) -> Self {
+            let limits = Limits {
+                all,
+                of_process,
+                of_user,
+            };
+            Self {
+                streams: Arc::new(Streams::within(limits)),
+                gauge: Gauge::default(),
+            }
+        }
+
+        fn open(&self, pid: i32, uid: u32) -> Option<OpenStream> {
+            self.streams.clone().open((pid, uid), &self.gauge)
+        }
+
+        /// In all, processes with any, users with any.
+        fn left(&self) -> (usize, usize, usize) {
+            let Streams {
+                all,
+                by_process,
+                by_user,
+                ..
+            } = &*self.streams;
+            assert_eq!(
+                i64::try_from(all.load(Ordering::Relaxed)).unwrap(),
+                self.gauge.get()
+            );
+            (all.load(Ordering::Relaxed), by_process.len(), by_user.len())
         }
     }
-}
 
-/// Three quarters: nobody has all of them.
-const MAX_STREAMS_OF_USER: usize = MAX_STREAMS / 4 * 3;
-const MAX_STREAMS: usize = 10_000;
-const MAX_STREAMS_OF_PROCESS: usize = 256;
+    #[test]
+    fn a_process_a_user_and_all_have_so_many_and_others_are_not_refused_for_it() {
+        // FAULTS 25
+        let counted = Counted::within(6, 2, 3);
+        let _of_seven = [counted.open(7, 1).unwrap(), counted.open(7, 1).unwrap()];
+        assert!(counted.open(7, 1).is_none());
+        let _of_eight = counted.open(8, 1).unwrap();
+        assert!(counted.open(8, 1).is_none(), "three of one user");
+        let more = [
+            counted.open(9, 2).unwrap(),
+            counted.open(9, 2).unwrap(),
+            counted.open(10, 2).unwrap(),
+        ];
+        assert!(counted.open(11, 3).is_none(), "six in all");
+        drop(more);
+        assert!(counted.open(11, 3).is_some());
+    }
+
+    #[test]
+    fn who_is_refused_or_goes_leaves_nothing_behind() {
+        // FAULTS 28
+        let counted = Counted::within(4, 2, 3);
+        let mut held = vec![counted.open(1, 1).unwrap(), counted.open(1, 1).unwrap()];
+        // Of a process that has enough, under a user who has none.
+        assert!(counted.open(1, 9).is_none());
+        assert_eq!(counted.left(), (2, 1, 1));
+        // Of a user who has enough, by processes that have none.
+        held.push(counted.open(2, 1).unwrap());
+        for pid in 100..200 {
+            assert!(counted.open(pid, 1).is_none());
+        }
+        assert_eq!(counted.left(), (3, 2, 1));
+        // All have enough.
+        held.push(counted.open(3, 2).unwrap());
+        assert!(counted.open(4, 4).is_none());
+        assert_eq!(counted.left(), (4, 3, 2));
+        drop(held);
+        assert_eq!(counted.left(), (0, 0, 0));
+    }
+}

@@ -5,7 +5,7 @@
 //! processes that ended with it. The file is replaced by a shorter one when most of it has ended.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::{File, OpenOptions},
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::fs::OpenOptionsExt as _,
@@ -15,10 +15,11 @@ use std::{
 };
 
 use postern_policies::model::workload::WorkloadName;
+use postern_spiffe::SpiffeId;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attest::Pod,
+    attest::{Pod, read_text},
     authority::{RevokedSvid, replace_file},
 };
 
@@ -26,8 +27,13 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) workload: WorkloadName,
-    pub(super) spiffe_id: String,
+    pub(super) spiffe_id: SpiffeId,
     pub(super) pod: Pod,
+    /// When the pod was known to be the one that it was issued to, in ticks of the clock since the machine
+    /// was started; none if that was not written down.
+    pub(super) seen: Option<u64>,
+    /// The user whose process it was issued to first; none if that was not written down.
+    pub(super) owner: Option<u32>,
     pub(super) svid: RevokedSvid,
 }
 
@@ -35,12 +41,27 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
+    limits: Limits,
+    /// Which start of the machine this is. The numbers of pods mean something within one.
+    boot: Option<String>,
     inner: Mutex<Inner>,
+}
+
+/// How many there may be that are out or taken back: all that are out may have to be taken back at
+/// once, and have room on the revocation lists then.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    all: usize,
+    of_user: usize,
 }
 
 #[derive(Debug)]
 struct Inner {
     records: Vec<Record>,
+    /// Whose were taken back, and when they end. A restart forgets it.
+    taken: Vec<(Option<u32>, SystemTime)>,
+    /// How many each user has of both together.
+    of_user: HashMap<u32, usize>,
     file: File,
     lines: usize,
     /// The last line may be half of one.
@@ -48,28 +69,57 @@ struct Inner {
 }
 
 impl Inner {
+    fn recount(&mut self) {
+        self.of_user.clear();
+        let out = self.records.iter().map(|one| one.owner);
+        let taken = self.taken.iter().map(|(owner, _)| *owner);
+        for owner in out.chain(taken).flatten() {
+            *self.of_user.entry(owner).or_default() += 1;
+        }
+    }
+
     /// Replaces the file when most of it has ended.
-    fn shorten(&mut self, path: &Path) -> io::Result<()> {
+    fn shorten(&mut self, path: &Path, boot: Option<&str>) -> io::Result<()> {
         if self.lines <= 2 * self.records.len() + ENDED_LINES {
             return Ok(());
         }
-        self.file = write_anew(path, &self.records)?;
+        self.file = write_anew(path, &self.records, boot)?;
         (self.lines, self.is_cut) = (self.records.len(), false);
+        Ok(())
+    }
+
+    /// Writes a line at the end.
+    fn write(&mut self, line: &str) -> io::Result<()> {
+        // What a full disk has left of a line must not spoil the next one.
+        let line = match self.is_cut {
+            true => format!("\n{line}"),
+            false => line.to_owned(),
+        };
+        let written = self.file.write_all(line.as_bytes());
+        self.is_cut = written.is_err();
+        written?;
+        self.lines += 1;
         Ok(())
     }
 }
 
-/// Why an SVID could not be noted.
+/// Why an SVID could not be noted. It is not handed out then: nobody could take it back.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotNoted {
+pub enum NotNoted {
     /// There are too many: nothing more is issued.
     #[error(
-        "{MAX_RECORDS} SVIDs are out, or {MAX_REVOKED} were taken back; they end by themselves, and no \
-         more are issued before"
+        "{MAX_SVIDS} SVIDs are out or were taken back; they end by themselves, and no more are issued \
+         before"
     )]
     Full,
-    /// It is in memory, and a restart would forget it.
-    #[error("an SVID could not be written down: {0}")]
+    /// One user has too many: nothing more is issued to him.
+    #[error(
+        "user {0} has {MAX_SVIDS_OF_USER} SVIDs out, with those that were taken back from him; they \
+         end by themselves, and he gets no more before"
+    )]
+    FullOfUser(u32),
+    /// A restart would forget it.
+    #[error("an SVID could not be written down in `{FILE}`: {0}")]
     Write(#[from] io::Error),
 }
 
@@ -79,35 +129,51 @@ impl Ledger {
     /// # Errors
     /// The file can be neither read nor made; callers do not start.
     pub fn open(folder: &Path, now: SystemTime) -> io::Result<Self> {
+        let boot = read_text(Path::new("/proc/sys/kernel/random/boot_id")).ok();
+        let boot = boot.map(|id| id.trim().to_owned());
+        Self::open_within(LIMITS, folder, now, boot)
+    }
+
+    /// The same, within these limits and after this start of the machine.
+    fn open_within(
+        limits: Limits,
+        folder: &Path,
+        now: SystemTime,
+        boot: Option<String>,
+    ) -> io::Result<Self> {
         let path = folder.join(FILE);
         let mut records = Vec::new();
         match File::open(&path) {
             Ok(file) => {
                 for line in BufReader::new(file).lines() {
-                    let record = serde_json::from_str::<Line>(&line?).ok();
-                    match record.and_then(Line::meaning) {
-                        Some(record) if record.svid.expires > now => records.push(record),
-                        Some(_) => {}
-                        // The last one may have been cut.
-                        None => {
-                            tracing::warn!(path = %path.display(), "a line of the issued SVIDs cannot be read; that one cannot be taken back")
-                        }
+                    let entry = serde_json::from_str::<Entry>(&line?).ok();
+                    let is_read = entry.and_then(|entry| entry.put(&mut records, boot.as_deref()));
+                    // The last one may have been cut.
+                    if is_read.is_none() {
+                        tracing::warn!(path = %path.display(), "a line of the issued SVIDs cannot be read; that one cannot be taken back");
                     }
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let file = write_anew(&path, &records)?;
+        records.retain(|record: &Record| record.svid.expires > now);
+        let file = write_anew(&path, &records, boot.as_deref())?;
         let lines = records.len();
+        let mut inner = Inner {
+            records,
+            taken: Vec::new(),
+            of_user: HashMap::new(),
+            file,
+            lines,
+            is_cut: false,
+        };
+        inner.recount();
         Ok(Self {
             path,
-            inner: Mutex::new(Inner {
-                records,
-                file,
-                lines,
-                is_cut: false,
-            }),
+            limits,
+            boot,
+            inner: Mutex::new(inner),
         })
     }
 
@@ -115,63 +181,126 @@ impl Ledger {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Is there room for one more, beside so many that were taken back?
-    pub(super) fn has_room(&self, revoked: usize) -> Result<(), NotNoted> {
-        let is_full = revoked >= MAX_REVOKED || self.locked().records.len() >= MAX_RECORDS;
-        match !is_full {
-            true => Ok(()),
-            false => Err(NotNoted::Full),
+    /// Is there room for one more of this user, beside so many that were taken back?
+    pub(super) fn has_room(&self, owner: u32, revoked: usize) -> Result<(), NotNoted> {
+        let (limits, inner) = (self.limits, self.locked());
+        if inner.records.len() + revoked >= limits.all {
+            return Err(NotNoted::Full);
+        }
+        match inner.of_user.get(&owner) {
+            Some(held) if *held >= limits.of_user => Err(NotNoted::FullOfUser(owner)),
+            _ => Ok(()),
         }
     }
 
-    /// Notes one.
+    /// Notes one. One that cannot be written down is not noted at all.
     pub(super) fn note(&self, record: Record) -> Result<(), NotNoted> {
-        let line = line_of(&record);
+        let line = line_of(&record, self.boot.as_deref())?;
         let mut inner = self.locked();
+        inner.write(&line)?;
+        if let Some(owner) = record.owner {
+            *inner.of_user.entry(owner).or_default() += 1;
+        }
+        if inner.records.len() == inner.records.capacity() {
+            // Not twice as much: there are many, and for long.
+            let more = inner.records.len() / 8 + 64;
+            inner.records.reserve_exact(more);
+        }
         inner.records.push(record);
-        inner.lines += 1;
-        let line = line?;
-        // What a full disk has left of a line must not spoil the next one.
-        let line = match std::mem::take(&mut inner.is_cut) {
-            true => format!("\n{line}"),
-            false => line,
-        };
-        inner.file.write_all(line.as_bytes()).map_err(|error| {
-            inner.is_cut = true;
-            error.into()
-        })
+        Ok(())
+    }
+
+    /// A pod has ended: what it held can still be taken back from its Workload, and is not that of
+    /// another pod that comes to have the number.
+    pub(super) fn end(&self, pod: Pod) -> Result<(), NotNoted> {
+        let mut inner = self.locked();
+        if !end(&mut inner.records, pod) {
+            return Ok(());
+        }
+        let line = serde_json::to_string(&Entry::Ended { ended: pod }).map_err(io::Error::from)?;
+        Ok(inner.write(&(line + "\n"))?)
+    }
+
+    /// When each pod was known last.
+    pub(super) fn seen(&self) -> HashMap<Pod, u64> {
+        let mut seen = HashMap::new();
+        for record in &self.locked().records {
+            let known = seen.entry(record.pod).or_default();
+            *known = record.seen.unwrap_or_default().max(*known);
+        }
+        seen.remove(&Pod::Ended);
+        seen
     }
 
     /// Takes those out of which it is so.
     pub(super) fn take(&self, is_taken: impl Fn(&Record) -> bool) -> Vec<Record> {
-        self.locked()
-            .records
-            .extract_if(.., |record| is_taken(record))
-            .collect()
+        let mut inner = self.locked();
+        let taken = inner.records.extract_if(.., |record| is_taken(record));
+        let taken: Vec<Record> = taken.collect();
+        let ends = taken.iter().map(|one| (one.owner, one.svid.expires));
+        inner.taken.extend(ends);
+        inner.recount();
+        taken
     }
 
     /// Forgets what has ended; tells whose identities are out there, and where.
     pub(super) fn held(&self, now: SystemTime) -> (HashSet<(WorkloadName, Pod)>, io::Result<()>) {
         let mut inner = self.locked();
         inner.records.retain(|record| record.svid.expires > now);
+        inner.taken.retain(|(_, expires)| *expires > now);
+        inner.recount();
         let held = inner.records.iter();
         let held = held
+            .filter(|record| record.pod != Pod::Ended)
             .map(|record| (record.workload.clone(), record.pod))
             .collect();
-        (held, inner.shorten(&self.path))
+        (held, inner.shorten(&self.path, self.boot.as_deref()))
     }
 }
 
+/// Marks what a pod held that has ended. Tells whether there was anything.
+fn end(records: &mut [Record], pod: Pod) -> bool {
+    let of_pod = records.iter_mut().filter(|record| record.pod == pod);
+    of_pod.fold(false, |_, record| {
+        record.pod = Pod::Ended;
+        true
+    })
+}
+
 /// Replaces the file, and opens it to be written on.
-fn write_anew(path: &Path, records: &[Record]) -> io::Result<File> {
+fn write_anew(path: &Path, records: &[Record], boot: Option<&str>) -> io::Result<File> {
     let lines = records
         .iter()
-        .map(line_of)
+        .map(|record| line_of(record, boot))
         .collect::<io::Result<String>>()?;
     replace_file(path, lines.as_bytes())?;
     // Made again if it is gone: what is written on must be what is found at the next start.
     let mut options = OpenOptions::new();
     options.append(true).create(true).mode(0o600).open(path)
+}
+
+/// A line of the file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Entry {
+    /// An SVID was issued.
+    Issued(Line),
+    /// A pod has ended.
+    Ended {
+        /// Which.
+        ended: Pod,
+    },
+}
+
+impl Entry {
+    /// Does to the records what the line says. None if it cannot be.
+    fn put(self, records: &mut Vec<Record>, boot: Option<&str>) -> Option<()> {
+        match self {
+            Self::Issued(line) => records.push(line.meaning(boot)?),
+            Self::Ended { ended } => drop(end(records, ended)),
+        }
+        Some(())
+    }
 }
 
 /// A record as it is written.
@@ -182,51 +311,75 @@ struct Line {
     name: String,
     spiffe_id: String,
     pod: Pod,
+    /// None in lines of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<u32>,
+    /// None in lines of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seen: Option<u64>,
     serial: Vec<u8>,
     issuer: Vec<u8>,
     /// Seconds since 1970.
     expires: u64,
+    /// The start of the machine that the number of the pod is of.
+    #[serde(default)]
+    boot: Option<String>,
 }
 
 impl Line {
-    fn meaning(self) -> Option<Record> {
+    fn meaning(self, boot: Option<&str>) -> Option<Record> {
+        let is_of_another = self.boot.is_some() && self.boot.as_deref() != boot;
         Some(Record {
             workload: WorkloadName {
                 namespace: self.namespace.into(),
                 name: self.name.into(),
             },
-            spiffe_id: self.spiffe_id,
-            pod: self.pod,
+            spiffe_id: SpiffeId::parse(&self.spiffe_id).ok()?,
+            owner: self.owner,
+            seen: self.seen,
+            pod: match is_of_another {
+                true => Pod::Ended,
+                false => self.pod,
+            },
             svid: RevokedSvid {
-                serial: self.serial,
-                issuer: self.issuer,
+                serial: self.serial.into(),
+                issuer: self.issuer.into(),
                 expires: UNIX_EPOCH.checked_add(Duration::from_secs(self.expires))?,
             },
         })
     }
 }
 
-fn line_of(record: &Record) -> io::Result<String> {
+fn line_of(record: &Record, boot: Option<&str>) -> io::Result<String> {
     let expires = record.svid.expires.duration_since(UNIX_EPOCH);
     let line = Line {
         namespace: record.workload.namespace.to_string(),
         name: record.workload.name.to_string(),
-        spiffe_id: record.spiffe_id.clone(),
+        spiffe_id: record.spiffe_id.to_string(),
         pod: record.pod,
-        serial: record.svid.serial.clone(),
-        issuer: record.svid.issuer.clone(),
+        owner: record.owner,
+        seen: record.seen,
+        serial: record.svid.serial.to_vec(),
+        issuer: record.svid.issuer.to_vec(),
         expires: expires.unwrap_or_default().as_secs(),
+        boot: boot.map(str::to_owned),
     };
     Ok(serde_json::to_string(&line)? + "\n")
 }
 
 const FILE: &str = "issued.jsonl";
 
-/// More SVIDs than a node has processes.
-const MAX_RECORDS: usize = 200_000;
+/// More than the pods of a node hold. A revocation list of them has under 3 MiB; a message of more than
+/// 4 MiB is none that clients of gRPC take.
+const MAX_SVIDS: usize = 80_000;
 
-/// A longer revocation list is no message that clients take.
-const MAX_REVOKED: usize = 50_000;
+/// Of a user three quarters: nobody has all of them.
+const MAX_SVIDS_OF_USER: usize = MAX_SVIDS / 4 * 3;
+
+const LIMITS: Limits = Limits {
+    all: MAX_SVIDS,
+    of_user: MAX_SVIDS_OF_USER,
+};
 
 /// So many lines more than needed are not worth a new file.
 const ENDED_LINES: usize = 1_000;
@@ -236,8 +389,9 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use postern_policies::model::workload::WorkloadName;
+    use postern_spiffe::SpiffeId;
 
-    use super::{FILE, Ledger, Record};
+    use super::{FILE, Ledger, Limits, NotNoted, Record};
     use crate::{attest::Pod, authority::RevokedSvid};
 
     fn record(name: &str, expires: SystemTime) -> Record {
@@ -246,11 +400,13 @@ mod tests {
                 namespace: "default".into(),
                 name: name.into(),
             },
-            spiffe_id: format!("spiffe://example.org/{name}"),
+            spiffe_id: SpiffeId::parse(&format!("spiffe://example.org/{name}")).unwrap(),
             pod: Pod::Session(7),
+            seen: Some(70),
+            owner: Some(1),
             svid: RevokedSvid {
-                serial: vec![1, 2],
-                issuer: vec![3],
+                serial: [1, 2].into(),
+                issuer: [3].into(),
                 expires,
             },
         }
@@ -282,6 +438,46 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_pods_mean_nothing_after_another_start_of_the_machine() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let after = |boot: &str| {
+            Ledger::open_within(super::LIMITS, folder.path(), now, Some(boot.into())).unwrap()
+        };
+        let expires = now + Duration::from_secs(60);
+        after("one").note(record("a", expires)).unwrap();
+        assert_eq!(after("one").held(now).0.len(), 1, "the agent alone");
+        let ledger = after("two");
+        assert!(ledger.held(now).0.is_empty());
+        // It is out there all the same.
+        let gone = Record {
+            pod: Pod::Ended,
+            ..record("a", expires)
+        };
+        assert_eq!(ledger.take(|_| true), [gone]);
+        assert!(after("one").held(now).0.is_empty(), "it is written down");
+    }
+
+    #[test]
+    fn what_an_ended_pod_held_is_not_that_of_the_next_with_its_number() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let open = || Ledger::open(folder.path(), now).unwrap();
+        let expires = now + Duration::from_secs(60);
+        let ledger = open();
+        ledger.note(record("a", expires)).unwrap();
+        ledger.end(Pod::Session(8)).unwrap();
+        assert_eq!(ledger.held(now).0.len(), 1, "another one ended");
+        ledger.end(Pod::Session(7)).unwrap();
+        ledger.note(record("b", expires)).unwrap();
+        for ledger in [ledger, open(), open()] {
+            let held: Vec<_> = ledger.held(now).0.into_iter().collect();
+            assert_eq!(held, [(record("b", expires).workload, Pod::Session(7))]);
+            assert_eq!(ledger.take(|one| one.pod == Pod::Ended).len(), 1);
+        }
+    }
+
+    #[test]
     fn a_file_that_has_mostly_ended_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
@@ -303,5 +499,67 @@ mod tests {
             .note(record("b", now + Duration::from_secs(9)))
             .unwrap();
         assert_eq!(lines(), 1);
+    }
+
+    fn of_user(owner: u32, name: &str, expires: SystemTime) -> Record {
+        Record {
+            owner: Some(owner),
+            ..record(name, expires)
+        }
+    }
+
+    #[test]
+    fn a_user_fills_his_share_and_another_one_still_gets_his() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let end = now + Duration::from_secs(60);
+        let limits = Limits { all: 4, of_user: 3 };
+        let open = || Ledger::open_within(limits, folder.path(), now, None).unwrap();
+        let refused = |ledger: &Ledger, owner| {
+            let room = ledger.has_room(owner, 0);
+            matches!(room, Err(NotNoted::FullOfUser(user)) if user == owner)
+        };
+        let mut ledger = open();
+        for name in ["a", "b", "c"] {
+            assert!(!refused(&ledger, 1));
+            ledger.note(of_user(1, name, end)).unwrap();
+        }
+        // After a restart too.
+        for _ in 0..2 {
+            assert!(refused(&ledger, 1));
+            assert!(ledger.has_room(2, 0).is_ok());
+            drop(ledger);
+            ledger = open();
+        }
+        ledger.note(of_user(2, "d", end)).unwrap();
+        assert!(matches!(ledger.has_room(3, 0), Err(NotNoted::Full)));
+        // What was taken back is on the lists, and counts until it ends.
+        assert_eq!(ledger.take(|one| one.owner == Some(1)).len(), 3);
+        assert!(refused(&ledger, 1));
+        assert!(ledger.has_room(2, 2).is_ok());
+        assert!(matches!(ledger.has_room(2, 3), Err(NotNoted::Full)));
+        ledger.held(end).1.unwrap();
+        assert!(ledger.has_room(1, 0).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_written_down_is_not_noted_and_the_next_one_is_again() {
+        // FAULTS 33
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let end = now + Duration::from_secs(60);
+        let ledger = Ledger::open(folder.path(), now).unwrap();
+        ledger.note(record("a", end)).unwrap();
+        let full = std::fs::File::options().append(true).open("/dev/full");
+        let good = std::mem::replace(&mut ledger.locked().file, full.unwrap());
+        let refused = ledger.note(record("b", end));
+        assert!(matches!(refused, Err(NotNoted::Write(_))), "{refused:?}");
+        assert_eq!(ledger.held(now).0.len(), 1);
+        ledger.locked().file = good;
+        ledger.note(record("c", end)).unwrap();
+        let ledger = Ledger::open(folder.path(), now).unwrap();
+        let names = ledger.take(|_| true).into_iter().map(|one| one.workload);
+        let names: Vec<String> = names.map(|name| name.name.to_string()).collect();
+        assert_eq!(names, ["a", "c"]);
     }
 }

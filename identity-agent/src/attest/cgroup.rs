@@ -5,7 +5,10 @@
 //!
 //! Layouts: v1 has a line for each hierarchy, v2 one line `0::/path`, and hybrid machines both.
 
-use super::{AttestFailed, Attestor, Subject, read_text};
+use super::{
+    AttestFailed, Attestor, Subject,
+    reading::{known, read_as},
+};
 use crate::caller::ProcFolder;
 
 /// States `cgroup:` selectors.
@@ -43,9 +46,8 @@ impl Groups {
     /// # Errors
     /// They cannot be read, or are not what a kernel writes.
     pub fn of(folder: &ProcFolder) -> Result<Self, AttestFailed> {
-        let failed = || AttestFailed::new("its control groups cannot be read");
-        let text = read_text(&folder.join("cgroup")).map_err(|_| failed())?;
-        Self::parse(&text).ok_or_else(failed)
+        known(read_as(&folder.join("cgroup"), Self::parse))?
+            .ok_or_else(|| AttestFailed::new("its control groups cannot be read"))
     }
 
     /// Reads `/proc/PID/cgroup`: `hierarchy:controllers:path` on each line. Spec: cgroups(7).
@@ -59,6 +61,22 @@ impl Groups {
             })
         };
         text.lines().map(group).collect::<Option<_>>().map(Self)
+    }
+
+    /// The path in the hierarchy of v1 that has this controller.
+    pub fn path_of(&self, controller: &str) -> Option<&str> {
+        let has = |group: &&Group| {
+            let (_, controllers) = group.hierarchy.split_once(':').unwrap_or_default();
+            controllers.split(',').any(|name| name == controller)
+        };
+        self.0.iter().find(has).map(|group| group.path.as_str())
+    }
+
+    /// The path in the unified hierarchy.
+    pub fn unified_path(&self) -> Option<&str> {
+        let is_unified = |group: &&Group| group.hierarchy == "0:";
+        let unified = self.0.iter().find(is_unified);
+        unified.map(|group| group.path.as_str())
     }
 
     /// The container, by the names that Docker, containerd, CRI-O and Podman give to control groups.

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use super::{
     AttestFailed, Attestor, Subject,
     cgroup::{Groups, PodContainer},
+    image::RunningImage,
     read_text,
     service::Service,
 };
@@ -105,6 +106,17 @@ impl Container {
         own == id
     }
 
+    /// What the runtime says that it runs, and never what the pod asks for.
+    fn image(&self) -> RunningImage {
+        // Of a local image it is the bare digest of the configuration, of others a reference in a
+        // registry; either may be named after the runtime.
+        let (_, id) = self
+            .image_id
+            .rsplit_once("://")
+            .unwrap_or(("", &self.image_id));
+        RunningImage::of(id, &[id.to_owned()])
+    }
+
     fn images(&self) -> impl Iterator<Item = &str> {
         let all = [self.image.as_str(), self.image_id.as_str()];
         all.into_iter().filter(|image| !image.is_empty())
@@ -141,16 +153,28 @@ impl Kubernetes {
         pods
     }
 
+    /// The image of the container that a process is in, if it is in one of a pod.
+    pub(super) fn image(
+        &self,
+        subject: &Subject<'_>,
+    ) -> Result<Option<RunningImage>, AttestFailed> {
+        let own = Groups::of(&ProcFolder::own())?;
+        let Some(found) = Groups::of(subject.folder)?.pod_container(&own)? else {
+            return Ok(None);
+        };
+        let pods = self.pods(&found.pod)?;
+        let (_, container) = look_up(&pods, &found)?;
+        Ok(Some(container.image()))
+    }
+
     fn ask(&self) -> Result<BTreeMap<String, Pod>, AttestFailed> {
         let url = format!("{}/pods", self.kubelet.url);
         let failed =
-            |error: &dyn std::fmt::Display| AttestFailed::new(format!("the kubelet: {error:#}"));
+            |error: &anyhow::Error| AttestFailed::because("the kubelet", error, error.chain());
         let token = match &self.kubelet.token {
             Some(path) => Some(read_text(path).map_err(|error| {
-                failed(&format!(
-                    "its token `{}` cannot be read: {error}",
-                    path.display()
-                ))
+                let what = format!("its token `{}` cannot be read", path.display());
+                failed(&anyhow::Error::from(error).context(what))
             })?),
             None => None,
         };
@@ -170,7 +194,8 @@ impl Kubernetes {
             let answer = client.get(&url, token.as_deref().map(str::trim));
             answer.await.map_err(|error| failed(&error))
         })?;
-        let list: PodList = serde_json::from_slice(&answer).map_err(|error| failed(&error))?;
+        let list: PodList =
+            serde_json::from_slice(&answer).map_err(|error| failed(&error.into()))?;
         let by_uid = list
             .items
             .into_iter()
@@ -224,7 +249,7 @@ impl Pod {
     }
 }
 
-impl Attestor for Kubernetes {
+impl Attestor for Arc<Kubernetes> {
     fn kind(&self) -> &'static str {
         "k8s"
     }
@@ -268,3 +293,36 @@ const MAX_AGE: Duration = Duration::from_secs(2);
 
 /// The pods of a node that has more than anybody runs.
 const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::Container;
+    use crate::attest::image::{Digest, RunningImage};
+
+    #[test]
+    fn the_image_is_what_the_runtime_runs_and_never_what_the_pod_asks_for() {
+        let digest = |digits: &str| format!("sha256:{}", digits.repeat(32));
+        let of = |image_id: &str| {
+            let container = Container {
+                image: format!("web@{}", digest("ee")),
+                image_id: image_id.to_owned(),
+                ..Container::default()
+            };
+            container.image()
+        };
+        let reference = format!("registry.test:5000/web@{}", digest("3a"));
+        for written in [reference.clone(), format!("docker-pullable://{reference}")] {
+            assert_eq!(
+                of(&written),
+                RunningImage::of("", std::slice::from_ref(&reference))
+            );
+        }
+        let config = Digest::parse(&digest("c0")).unwrap();
+        for written in [digest("c0"), format!("docker://{}", digest("c0"))] {
+            assert_eq!(of(&written), RunningImage::of(config.as_str(), &[]));
+        }
+        for written in ["", "web:1", "registry.test/web"] {
+            assert_eq!(of(written), RunningImage::default(), "{written}");
+        }
+    }
+}

@@ -3,32 +3,30 @@
 //! Each attestor states what it can read. What it cannot read it does not state: an unknown never
 //! counts as a pass. Everything is read while the process is pinned.
 
+pub(crate) mod capabilities;
 pub mod cgroup;
 pub mod docker;
+pub mod image;
 pub mod kubernetes;
+mod patience;
 pub mod posture;
 pub mod procfs;
+pub mod reading;
 mod service;
 pub mod systemd;
 pub mod unix;
 
-use std::{
-    collections::BTreeSet,
-    fs::{self, File},
-    io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, error::Error, fs, path::Path, sync::Arc, time::Duration};
 
 use postern_spiffe::Selector;
 
 use crate::{
-    caller::{PinError, PinnedProcess, ProcFolder},
+    caller::{Moment, PinError, PinnedProcess, ProcFolder},
     config,
 };
 use procfs::Status;
+pub(crate) use reading::read_text;
+use reading::{Lack, ReadError, inode, read_as};
 
 /// What was found out about a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +35,39 @@ pub struct Attested {
     pub selectors: BTreeSet<Selector>,
     /// The pod it belongs to.
     pub pod: Pod,
+    /// What was found out beside: why some are not true.
+    pub findings: Vec<Finding>,
+    /// The number of the evidence on images that it was judged by.
+    edition: u64,
+}
+
+/// Something that was found out beside selectors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// Of the isolation of the process.
+    Posture(posture::Finding),
+    /// Of the image of its container.
+    Image(image::Finding),
+}
+
+/// Why a process lacks a selector, by what was found out; none where nothing was.
+pub fn why_lacking(findings: &[Finding], kind: &str, value: &str) -> Option<String> {
+    match kind {
+        "image" => {
+            let own = findings.iter().filter_map(|one| match one {
+                Finding::Image(own) => Some(own),
+                Finding::Posture(_) => None,
+            });
+            image::why_lacking(own, value)
+        }
+        _ => {
+            let own = findings.iter().filter_map(|one| match one {
+                Finding::Posture(own) => Some(own),
+                Finding::Image(_) => None,
+            });
+            posture::why_lacking(own, kind, value)
+        }
+    }
 }
 
 /// The processes that share a fate.
@@ -49,6 +80,8 @@ pub enum Pod {
     Network(u64),
     /// Plain processes in the agent's own network namespace: those of one session.
     Session(i32),
+    /// One that has no processes any more. Its number may be another's by now.
+    Ended,
 }
 
 /// What an attestor may look at.
@@ -75,27 +108,99 @@ pub trait Attestor: std::fmt::Debug + Send + Sync {
     /// The type of its selectors.
     fn kind(&self) -> &'static str;
 
-    /// Are digests of programs asked for? They cost most.
-    fn state_digests(&self, _: bool) {}
+    /// The same, and what it found out beside: also what makes no selector, and why.
+    ///
+    /// # Errors
+    /// As [`Attestor::attest`].
+    fn examine(
+        &self,
+        subject: &Subject<'_>,
+        add: &mut dyn FnMut(&str),
+        _find: &mut dyn FnMut(Finding),
+    ) -> Result<(), AttestFailed> {
+        self.attest(subject, add)
+    }
+
+    /// Which of the costly selectors are asked for? Until it is said, all are stated.
+    fn asked(&self, _: &Asked) {}
+}
+
+/// The selectors that cost most, and whether any Workload asks for them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// Digests of programs.
+    pub digests: bool,
+    /// What is true of all processes of a pod.
+    pub pods: bool,
+    /// Limits that no bundle asks for.
+    pub all_limits: bool,
+    /// The largest number of vulnerabilities in an image.
+    pub vulnerabilities: usize,
+}
+
+impl Asked {
+    /// By the selectors of all Workloads.
+    pub fn by<'s>(selectors: impl Iterator<Item = &'s Selector>) -> Self {
+        let mut asked = Self::default();
+        for selector in selectors {
+            let text = selector.as_str();
+            asked.digests |= text.starts_with("unix:sha256:");
+            asked.pods |= text.starts_with("pod:");
+            asked.all_limits |= posture::is_costly(text);
+            let number = image::asked_number(text).unwrap_or_default();
+            asked.vulnerabilities = asked.vulnerabilities.max(number);
+        }
+        asked
+    }
 }
 
 /// Why an attestor cannot tell.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct AttestFailed(String);
+pub enum AttestFailed {
+    /// The process is not as it should be, or not known to whoever is asked about it.
+    #[error("{0}")]
+    Unclear(String),
+    /// Whoever is asked about it gives no answer, which says nothing about the process.
+    #[error("{0}")]
+    NoAnswer(String),
+    /// The agent lacks something.
+    #[error(transparent)]
+    Lack(#[from] Lack),
+}
 
 impl AttestFailed {
-    /// For this reason.
+    /// For this reason, which lies in the process.
     pub fn new(why: impl Into<String>) -> Self {
-        Self(why.into())
+        Self::Unclear(why.into())
     }
+
+    /// `who` cannot be asked for this reason, unless a lack of the agent's is behind it.
+    fn because<'a>(
+        who: &str,
+        why: &dyn std::fmt::Display,
+        causes: impl Iterator<Item = &'a (dyn Error + 'static)>,
+    ) -> Self {
+        match Lack::behind(causes) {
+            Some(lack) => lack.into(),
+            None => Self::NoAnswer(format!("{who}: {why:#}")),
+        }
+    }
+}
+
+/// An error and all that stands behind it.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| {
+        (*error).source()
+    })
 }
 
 /// All attestors of an agent.
 #[derive(Debug)]
 pub struct Attestors {
     attestors: Vec<Box<dyn Attestor>>,
+    images: Option<Arc<image::Images>>,
     own_network: Option<u64>,
+    own_devices: Option<u64>,
 }
 
 /// Why a process could not be attested.
@@ -103,7 +208,10 @@ pub struct Attestors {
 pub enum AttestError {
     /// It cannot be pinned, or ended meanwhile.
     #[error(transparent)]
-    Pin(#[from] PinError),
+    Pin(PinError),
+    /// The agent lacks something; this says nothing about the process.
+    #[error(transparent)]
+    Lack(#[from] Lack),
     /// It became another one again and again while it was looked at.
     #[error("it changes its program, user or control group faster than it can be looked at")]
     Restless,
@@ -116,49 +224,109 @@ pub enum AttestError {
         /// Which.
         kind: &'static str,
         /// Why.
-        why: AttestFailed,
+        why: String,
     },
+    /// An attestor gets no answer; this says nothing about the process.
+    #[error("attestor `{kind}`: {why}")]
+    NoAnswer {
+        /// Which.
+        kind: &'static str,
+        /// Why.
+        why: String,
+    },
+}
+
+impl From<PinError> for AttestError {
+    fn from(error: PinError) -> Self {
+        match error {
+            PinError::Lack(lack) => Self::Lack(lack),
+            other => Self::Pin(other),
+        }
+    }
+}
+
+impl From<ReadError> for AttestError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Lack(lack) => Self::Lack(lack),
+            ReadError::Absent | ReadError::Refused => Self::Unreadable,
+        }
+    }
 }
 
 impl Attestors {
     /// These attestors, on this machine.
     pub fn new(attestors: Vec<Box<dyn Attestor>>) -> Self {
-        let own_network = inode_of(Path::new("/proc/self/ns/net"));
+        let own = ProcFolder::own();
         Self {
             attestors,
-            own_network,
+            images: None,
+            own_network: inode(&own.join("ns/net")).ok(),
+            own_devices: inode(&own.join(DEVICES)).ok(),
         }
     }
 
-    /// Those that the configuration switches on.
-    pub fn configured(config: &config::Attestors) -> Self {
+    /// Those that the configuration switches on. `workload_api` is where they are asked for, which every
+    /// workload may have mounted.
+    pub fn configured(config: &config::Attestors, workload_api: &Path) -> Self {
         let mut attestors: Vec<Box<dyn Attestor>> = Vec::new();
         if config.unix {
             attestors.push(Box::new(unix::Unix::default()));
         }
         if config.posture {
-            attestors.push(Box::new(posture::Posture::new()));
+            let posture = Arc::new(posture::Posture::new(
+                config.docker.as_deref(),
+                workload_api,
+            ));
+            attestors.push(Box::new(posture.clone()));
+            attestors.push(Box::new(posture::PodPosture::new(posture)));
         }
         if config.cgroup {
             attestors.push(Box::new(cgroup::Cgroup));
         }
-        if let Some(socket) = &config.docker {
-            attestors.push(Box::new(docker::Docker::new(socket.clone())));
+        let docker = config.docker.clone();
+        let docker = docker.map(|socket| Arc::new(docker::Docker::new(socket)));
+        if let Some(docker) = &docker {
+            attestors.push(Box::new(docker.clone()));
         }
-        if let Some(kubelet) = &config.kubernetes {
-            attestors.push(Box::new(kubernetes::Kubernetes::new(kubelet.clone())));
+        let kubelet = config.kubernetes.clone();
+        let kubernetes = kubelet.map(|kubelet| Arc::new(kubernetes::Kubernetes::new(kubelet)));
+        if let Some(kubernetes) = &kubernetes {
+            attestors.push(Box::new(kubernetes.clone()));
+        }
+        let images = config.image.clone();
+        let images = images.map(|config| Arc::new(image::Images::new(config, docker, kubernetes)));
+        if let Some(images) = &images {
+            attestors.push(Box::new(images.clone()));
         }
         if let Some(bus) = &config.systemd {
             attestors.push(Box::new(systemd::Systemd::new(bus.clone())));
         }
-        Self::new(attestors)
+        Self {
+            images,
+            ..Self::new(attestors)
+        }
     }
 
-    /// Says whether any Workload asks for the digest of a program. Until it is said, they are stated.
-    pub fn state_digests(&self, asked: bool) {
-        self.attestors
-            .iter()
-            .for_each(|one| one.state_digests(asked));
+    /// The evidence on images, if there is an attestor that goes by it.
+    pub(crate) fn images(&self) -> Option<&Arc<image::Images>> {
+        self.images.as_ref()
+    }
+
+    fn edition(&self) -> u64 {
+        self.images.as_ref().map_or(0, |images| images.edition())
+    }
+
+    /// What was found out about a process a moment ago, if it still is what it was then and there is no
+    /// other evidence since.
+    fn kept(&self, process: &PinnedProcess, now: &Moment) -> Option<Arc<Attested>> {
+        let known = process.known(now, MAX_AGE)?;
+        (known.edition == self.edition()).then_some(known)
+    }
+
+    /// Says which of the costly selectors any Workload asks for. Until it is said, all are stated.
+    pub fn asked(&self, asked: &Asked) {
+        self.attestors.iter().for_each(|one| one.asked(asked));
     }
 
     /// Can any attestor state selectors of this type?
@@ -177,7 +345,7 @@ impl Attestors {
         for _ in 0..READINGS {
             let before = process.moment()?;
             process.is_who_connected(&before)?;
-            if let Some(known) = process.known(&before, MAX_AGE) {
+            if let Some(known) = self.kept(process, &before) {
                 return Ok(known);
             }
             let attested = process.read(|folder| self.look_at(process, folder))??;
@@ -191,109 +359,159 @@ impl Attestors {
         Err(AttestError::Restless)
     }
 
+    /// What was found out about a process less than a second ago, if it still is the same program, user
+    /// and control group. Waits for nothing but the kernel.
+    pub fn known(&self, process: &PinnedProcess) -> Option<Arc<Attested>> {
+        if !process.was_looked_at(MAX_AGE) {
+            return None;
+        }
+        let now = process.moment().ok()?;
+        process.is_who_connected(&now).ok()?;
+        self.kept(process, &now)
+    }
+
     fn look_at(
         &self,
         process: &PinnedProcess,
         folder: &ProcFolder,
     ) -> Result<Attested, AttestError> {
-        let status = read_text(&folder.join("status")).ok();
-        let status = status.and_then(|text| procfs::status(&text));
-        let status = status
-            .filter(|status| !status.is_zombie)
-            .ok_or(AttestError::Unreadable)?;
-        let threads = threads(folder).ok_or(AttestError::Unreadable)?;
-        let subject = Subject {
-            process,
-            folder,
-            threads: &threads,
-            status: &status,
-        };
-        let mut selectors = BTreeSet::new();
+        let edition = self.edition();
+        let stated = with_subject(process, folder, |subject| self.stated(subject))?;
+        let (selectors, findings) = stated?;
+        let pod = self.pod(folder)?;
+        Ok(Attested {
+            selectors,
+            pod,
+            findings,
+            edition,
+        })
+    }
+
+    /// What all attestors say.
+    fn stated(
+        &self,
+        subject: &Subject<'_>,
+    ) -> Result<(BTreeSet<Selector>, Vec<Finding>), AttestError> {
+        let (mut selectors, mut findings) = (BTreeSet::new(), Vec::new());
         for attestor in &self.attestors {
-            let stated = attestor.attest(&subject, &mut |value| {
+            let mut add = |value: &str| {
                 // A value that makes no selector, such as a path with a newline, cannot be asked
                 // for either.
                 if let Ok(selector) = Selector::parse(&format!("{}:{value}", attestor.kind())) {
                     selectors.insert(selector);
                 }
-            });
+            };
+            let stated = attestor.examine(subject, &mut add, &mut |one| findings.push(one));
             let kind = attestor.kind();
-            stated.map_err(|why| AttestError::Failed { kind, why })?;
+            stated.map_err(|why| match why {
+                AttestFailed::Lack(lack) => AttestError::Lack(lack),
+                AttestFailed::Unclear(why) => AttestError::Failed { kind, why },
+                AttestFailed::NoAnswer(why) => AttestError::NoAnswer { kind, why },
+            })?;
         }
-        Ok(Attested {
-            selectors,
-            pod: self.pod(folder).ok_or(AttestError::Unreadable)?,
-        })
+        Ok((selectors, findings))
     }
 
     /// The pod of a process.
-    pub fn pod(&self, folder: &ProcFolder) -> Option<Pod> {
-        match inode_of(&folder.join("ns/net")) {
-            Some(inode) if Some(inode) != self.own_network => Some(Pod::Network(inode)),
-            _ => procfs::session(&read_text(&folder.join("stat")).ok()?).map(Pod::Session),
+    ///
+    /// # Errors
+    /// [`ReadError::Refused`] for one whose network namespace may not be looked at and is another than
+    /// the agent's; callers take it for a member of no pod they know, and never for one of a session.
+    pub fn pod(&self, folder: &ProcFolder) -> Result<Pod, ReadError> {
+        let network = match inode(&folder.join("ns/net")) {
+            Err(ReadError::Refused) if self.is_in_own_network(folder)? => self.own_network,
+            network => Some(network?),
+        };
+        match network {
+            Some(inode) if Some(inode) != self.own_network => Ok(Pod::Network(inode)),
+            _ => {
+                let stat = read_as(&folder.join("stat"), procfs::stat)?;
+                Ok(Pod::Session(stat.session))
+            }
         }
+    }
+
+    /// Does a process live in the agent's own network namespace? Asked without the right to look at its
+    /// namespaces: what is listed of a network is one file for all who live in it.
+    fn is_in_own_network(&self, folder: &ProcFolder) -> Result<bool, ReadError> {
+        Ok(Some(inode(&folder.join(DEVICES))?) == self.own_devices)
     }
 }
 
-/// The state of every thread, read until two readings see the same threads: one that is starting
-/// others must not slip through.
-fn threads(folder: &ProcFolder) -> Option<Vec<Status>> {
-    let mut before = Vec::new();
+/// Has a process looked at, with the state of all its threads.
+///
+/// # Errors
+/// [`AttestError`] where that cannot be read, as of one whose first thread has ended.
+pub(crate) fn with_subject<T>(
+    process: &PinnedProcess,
+    folder: &ProcFolder,
+    look: impl FnOnce(&Subject<'_>) -> T,
+) -> Result<T, AttestError> {
+    let status = read_as(&folder.join("status"), procfs::status)?;
+    if status.is_zombie {
+        return Err(AttestError::Unreadable);
+    }
+    let threads = threads(folder)?;
+    Ok(look(&Subject {
+        process,
+        folder,
+        threads: &threads,
+        status: &status,
+    }))
+}
+
+/// The state of every thread, each read once, between two lists that name the same ones: one that is
+/// starting others must not slip through.
+fn threads(folder: &ProcFolder) -> Result<Vec<Status>, ReadError> {
+    let mut names = thread_names(folder)?;
     for _ in 0..THREAD_READINGS {
-        let mut names: Vec<String> = fs::read_dir(folder.join("task"))
-            .ok()?
-            .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .take(MAX_THREADS + 1)
-            .collect();
-        if names.len() > MAX_THREADS {
-            return None;
-        }
-        names.sort();
-        let states: Option<Vec<Status>> = names
+        let states: Result<Vec<Status>, ReadError> = names
             .iter()
             .map(|name| {
                 let path = folder.join("task").join(name).join("status");
-                procfs::status(&read_text(&path).ok()?)
+                read_as(&path, procfs::status)
             })
             .collect();
-        if let Some(states) = states
-            && names == before
-            && !states.is_empty()
-        {
-            return Some(states);
+        let after = thread_names(folder)?;
+        match states {
+            Ok(states) if names == after && !states.is_empty() => return Ok(states),
+            // One that has ended meanwhile is none.
+            Ok(_) | Err(ReadError::Absent) => names = after,
+            Err(error) => return Err(error),
         }
-        before = names;
     }
-    None
+    Err(ReadError::Refused)
 }
 
-/// Reads a text under `/proc`, up to a bound.
-pub(crate) fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let read = File::open(path)?
-        .take(MAX_TEXT_BYTES + 1)
-        .read_to_string(&mut text)?;
-    if u64::try_from(read).unwrap_or(u64::MAX) > MAX_TEXT_BYTES {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "the text is too long",
-        ));
+/// The numbers of the threads of a process, sorted.
+///
+/// # Errors
+/// [`ReadError::Refused`] for more than anybody has.
+pub(crate) fn thread_names(folder: &ProcFolder) -> Result<Vec<String>, ReadError> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder.join("task"))? {
+        names.extend(entry?.file_name().into_string());
+        if names.len() > MAX_THREADS {
+            return Err(ReadError::Refused);
+        }
     }
-    Ok(text)
+    names.sort();
+    Ok(names)
 }
 
+/// The inode of a path of our own, if there is one.
 pub(crate) fn inode_of(path: &Path) -> Option<u64> {
-    fs::metadata(path).ok().map(|found| found.ino())
+    inode(path).ok()
 }
+
+/// The devices of the network namespace that a process lives in.
+const DEVICES: &str = "net/dev";
 
 /// How long what was found out is good for.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
 /// A process that is another one at the end of so many readings is refused.
 const READINGS: usize = 3;
-
-const MAX_TEXT_BYTES: u64 = 256 << 10;
 
 /// More threads than any process that we would vouch for has.
 const MAX_THREADS: usize = 16_384;
@@ -303,18 +521,33 @@ const THREAD_READINGS: usize = 8;
 
 #[cfg(test)]
 mod tests {
-    use super::{MAX_TEXT_BYTES, cgroup::Groups, read_text};
+    use super::{Attestors, Pod, ReadError, thread_names, threads};
+    use crate::caller::ProcFolder;
 
     #[test]
-    fn a_text_that_is_too_long_is_not_read() {
-        // FAULTS 14
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("cgroup");
-        let line = format!("12:pids:/{}\n", "a".repeat(4096));
-        let lines = usize::try_from(MAX_TEXT_BYTES).unwrap() / line.len();
-        std::fs::write(&path, line.repeat(lines)).unwrap();
-        assert!(Groups::parse(&read_text(&path).unwrap()).is_some());
-        std::fs::write(&path, line.repeat(lines + 1)).unwrap();
-        assert!(read_text(&path).is_err());
+    fn every_thread_is_read_and_a_process_that_has_ended_has_none() {
+        let (end, wait) = std::sync::mpsc::sync_channel::<()>(0);
+        let thread = std::thread::spawn(move || wait.recv());
+        let own = ProcFolder::own();
+        // The other tests come and go in threads of their own.
+        let read = threads(&own).unwrap().len();
+        assert!(
+            read >= 2 && !thread_names(&own).unwrap().is_empty(),
+            "{read}"
+        );
+        drop(end);
+        let _ = thread.join();
+        let nobody = ProcFolder::of(i32::MAX);
+        assert_eq!(threads(&nobody), Err(ReadError::Absent));
+        let attestors = Attestors::new(Vec::new());
+        assert_eq!(attestors.pod(&nobody), Err(ReadError::Absent));
+    }
+
+    #[test]
+    fn who_shares_the_agents_network_has_the_pod_of_a_session() {
+        let attestors = Attestors::new(Vec::new());
+        let own = ProcFolder::own();
+        assert!(matches!(attestors.pod(&own), Ok(Pod::Session(_))));
+        assert_eq!(attestors.is_in_own_network(&own), Ok(true));
     }
 }

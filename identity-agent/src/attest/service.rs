@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::timeout;
 
-use super::AttestFailed;
+use super::{AttestFailed, causes};
 
 /// One service.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ impl Service {
         };
         let was_silent = *silent_since();
         if was_silent.is_some_and(|since| since.elapsed() < SPARED) {
-            return Err(AttestFailed::new(format!(
+            return Err(AttestFailed::NoAnswer(format!(
                 "{name} did not answer a moment ago"
             )));
         }
@@ -45,7 +45,9 @@ impl Service {
             }
             Err(_) => {
                 *silent_since() = Some(Instant::now());
-                Err(AttestFailed::new(format!("{name} does not answer in time")))
+                Err(AttestFailed::NoAnswer(format!(
+                    "{name} does not answer in time"
+                )))
             }
         }
     }
@@ -60,7 +62,7 @@ pub(super) fn wait_for<T>(answer: impl Future<Output = T>) -> Result<T, AttestFa
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|_| AttestFailed::new("nothing can be asked from here"))?;
+        .map_err(|error| AttestFailed::because("nothing can be asked", &error, causes(&error)))?;
     Ok(runtime.block_on(answer))
 }
 

@@ -6,7 +6,7 @@ use tokio::sync::Mutex;
 use zbus::{Connection, Fd, OwnedObjectPath, OwnedVariant};
 
 use super::{
-    AttestFailed, Attestor, Subject,
+    AttestFailed, Attestor, Subject, causes,
     service::{Service, wait_for},
 };
 
@@ -107,8 +107,10 @@ impl Attestor for Systemd {
     }
 
     fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str)) -> Result<(), AttestFailed> {
-        let failed = |why: &dyn std::fmt::Display| AttestFailed::new(format!("systemd: {why}"));
-        let asked = async { self.unit(subject).await.map_err(|error| failed(&error)) };
+        let asked = async {
+            let unit = self.unit(subject).await;
+            unit.map_err(|error| AttestFailed::because("systemd", &error, causes(&error)))
+        };
         let unit = self.systemd.ask("systemd", asked).inspect_err(|_| {
             // The next question begins anew.
             let _ = wait_for(async { *self.bus.lock().await = None });

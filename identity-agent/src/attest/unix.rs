@@ -3,24 +3,39 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::Read as _,
-    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    io::{self, Read as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use aws_lc_rs::digest;
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags, openat, openat2},
+    io::Errno,
+};
 
-use super::{AttestFailed, Attestor, Subject, inode_of, read_text};
+use super::{
+    Asked, AttestFailed, Attestor, Subject,
+    patience::{Lane, What, patiently},
+    reading::{
+        FileState, Lack, ReadError, inode, known, opened_file, program_file, read_text, root_of,
+    },
+};
 use crate::caller::ProcFolder;
 
 /// States `unix:` selectors.
 #[derive(Debug, Default)]
 pub struct Unix {
     digests: Digests,
+    users: Names,
+    groups: Names,
     /// No Workload asks for a digest.
     is_spared: AtomicBool,
 }
@@ -30,8 +45,8 @@ impl Attestor for Unix {
         "unix"
     }
 
-    fn state_digests(&self, asked: bool) {
-        self.is_spared.store(!asked, Ordering::Relaxed);
+    fn asked(&self, asked: &Asked) {
+        self.is_spared.store(!asked.digests, Ordering::Relaxed);
     }
 
     fn attest(&self, subject: &Subject<'_>, add: &mut dyn FnMut(&str)) -> Result<(), AttestFailed> {
@@ -39,9 +54,9 @@ impl Attestor for Unix {
         let [_, gid, ..] = subject.status.gids;
         add(&format!("uid:{uid}"));
         add(&format!("gid:{gid}"));
-        // Read each time: names change, and the C library's look-up is not for static programs.
-        let users = names(Path::new("/etc/passwd"));
-        let groups = names(Path::new("/etc/group"));
+        // The C library's look-up is not for static programs.
+        let users = self.users.of(Path::new("/etc/passwd"))?;
+        let groups = self.groups.of(Path::new("/etc/group"))?;
         if let Some(name) = users.get(&uid) {
             add(&format!("user:{name}"));
         }
@@ -54,11 +69,11 @@ impl Attestor for Unix {
                 add(&format!("supplementary_group:{name}"));
             }
         }
-        if let Some(path) = program(subject.folder) {
+        if let Some(path) = program(subject.folder)? {
             add(&format!("path:{path}"));
         }
         if !self.is_spared.load(Ordering::Relaxed)
-            && let Some(digest) = self.digests.of(&subject.folder.join("exe"))
+            && let Some(digest) = self.digests.of(&subject.folder.join("exe"))?
         {
             add(&format!("sha256:{digest}"));
         }
@@ -71,110 +86,187 @@ impl Attestor for Unix {
 /// A deleted or replaced one has no path; a file that is really named `x (deleted)` has.
 ///
 /// Who lives in a user namespace of its own may mount anything anywhere, so its paths say nothing.
-pub fn program(folder: &ProcFolder) -> Option<String> {
-    let users = |folder: &ProcFolder| inode_of(&folder.join("ns/user"));
-    if users(folder)? != users(&ProcFolder::own())? {
-        return None;
+///
+/// # Errors
+/// Nobody knows whether it has one.
+pub fn program(folder: &ProcFolder) -> Result<Option<String>, Lack> {
+    if !is_of_our_users(folder)? {
+        return Ok(None);
     }
-    let link = fs::read_link(folder.join("exe")).ok()?;
-    let running = fs::metadata(folder.join("exe")).ok()?;
+    let exe = folder.join("exe");
+    let (Some(link), Some(running)) = (known(fs::read_link(&exe))?, known(program_file(&exe))?)
+    else {
+        return Ok(None);
+    };
     // Seen from the process' own root: a container's paths are not the host's.
-    let inside = PathBuf::from(std::ffi::OsStr::from_bytes(
-        link.as_os_str().as_bytes().strip_prefix(b"/")?,
-    ));
-    let named = fs::metadata(folder.join("root").join(inside)).ok()?;
-    let same = named.dev() == running.dev() && named.ino() == running.ino();
-    same.then(|| link.into_os_string().into_string().ok())
-        .flatten()
+    let Some(inside) = link.as_os_str().as_bytes().strip_prefix(b"/") else {
+        return Ok(None);
+    };
+    let inside = PathBuf::from(std::ffi::OsStr::from_bytes(inside));
+    let Some(root) = known(root_of(folder))? else {
+        return Ok(None);
+    };
+    let lane = Lane::of(&folder.join(""), running.0, What::Names)?;
+    Ok(match named(root, inside, lane)? == Some(running) {
+        true => link.into_os_string().into_string().ok(),
+        false => None,
+    })
+}
+
+/// Device and inode of what lies at a path below a root, without links: the kernel tells the path of a program
+/// without any, so one on the way was put there since.
+///
+/// What the kernel has in memory is told at once. That is so of a program that runs, unless somebody has
+/// put something in its way or the file system wants to be asked each time.
+fn named(root: OwnedFd, inside: PathBuf, lane: Lane) -> Result<Option<(u64, u64)>, Lack> {
+    let open = |root: &OwnedFd, inside: &Path, more: ResolveFlags| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | more;
+        openat2(root.as_fd(), inside, flags, Mode::empty(), resolve)
+    };
+    if let Ok(found) = open(&root, &inside, ResolveFlags::CACHED) {
+        return known(opened_file(&found));
+    }
+    patiently(lane, move || {
+        let found = match open(&root, &inside, ResolveFlags::empty()) {
+            // An older kernel or sandbox does not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => {
+                let flags = OFlags::PATH | OFlags::CLOEXEC;
+                openat(&root, &inside, flags, Mode::empty())
+            }
+            found => found,
+        };
+        let found = found.map_err(|error| ReadError::from(io::Error::from(error)));
+        known(found.and_then(|found| opened_file(&found)))
+    })?
+}
+
+/// Does a process live in the agent's own user namespace? One that may not be looked at does not.
+///
+/// # Errors
+/// Nobody knows.
+pub fn is_of_our_users(folder: &ProcFolder) -> Result<bool, Lack> {
+    let users = |folder: &ProcFolder| known(inode(&folder.join("ns/user")));
+    let (theirs, own) = (users(folder)?, users(&ProcFolder::own())?);
+    Ok(theirs.is_some() && theirs == own)
 }
 
 /// SHA-256 of running programs, remembered by what tells that a file has changed.
 #[derive(Debug, Default)]
-pub struct Digests {
-    /// One file is read at a time: many who ask for the same one wait for it to be read once.
-    reading: Mutex<()>,
-    known: Mutex<HashMap<FileState, Option<String>>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct FileState {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
+pub struct Digests(Arc<ByFile>);
 
 impl Digests {
-    fn known(&self, file: &FileState) -> Option<Option<String>> {
-        self.known.lock().ok()?.get(file).cloned()
-    }
-
     /// The digest of the file behind `exe`, in lower-case hexadecimal. A file that is too large,
-    /// cannot be read or changes meanwhile has none.
-    pub fn of(&self, exe: &Path) -> Option<String> {
-        let mut file = File::open(exe).ok()?;
-        let before = state(&file)?;
-        if let Some(known) = self.known(&before) {
-            return known;
+    /// may not be read or changes meanwhile has none.
+    ///
+    /// # Errors
+    /// Nobody knows which one it has.
+    pub fn of(&self, exe: &Path) -> Result<Option<String>, Lack> {
+        let (Some((device, _)), Some(folder)) = (known(program_file(exe))?, exe.parent()) else {
+            return Ok(None);
+        };
+        let lane = |what| Lane::of(folder, device, what);
+        let path = exe.to_owned();
+        let opened = patiently(lane(What::Names)?, move || opened(&path))?;
+        let Some((file, before)) = opened? else {
+            return Ok(None);
+        };
+        if let Some(known) = known_digest(&self.0, &before) {
+            return Ok(known);
         }
-        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = self.known(&before) {
-            return known;
-        }
-        let digest = (before.size <= MAX_PROGRAM_BYTES)
-            .then(|| hash(&mut file))
-            .flatten();
-        if state(&file)? != before {
-            return None;
-        }
-        // A program that cannot be read now is tried again; one that is too large is not.
-        if digest.is_none() && before.size <= MAX_PROGRAM_BYTES {
-            return None;
-        }
-        let mut known = self.known.lock().ok()?;
-        if known.len() >= MAX_KNOWN {
-            known.clear();
-        }
-        known.insert(before, digest.clone());
-        digest
+        let all = self.0.clone();
+        patiently(lane(What::Contents)?, move || digest(&all, file, before))?
     }
 }
 
-fn state(file: &File) -> Option<FileState> {
-    let found = file.metadata().ok()?;
-    Some(FileState {
-        device: found.dev(),
-        inode: found.ino(),
-        size: found.size(),
-        modified: (found.mtime(), found.mtime_nsec()),
-        changed: (found.ctime(), found.ctime_nsec()),
-    })
+type ByFile = Mutex<HashMap<FileState, Option<String>>>;
+
+fn known_digest(all: &ByFile, file: &FileState) -> Option<Option<String>> {
+    let all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    all.get(file).cloned()
 }
 
-fn hash(file: &mut File) -> Option<String> {
+/// A program and its state, unless it may not be read.
+fn opened(exe: &Path) -> Result<Option<(File, FileState)>, Lack> {
+    let Some(file) = known(File::open(exe))? else {
+        return Ok(None);
+    };
+    let state = state(&file)?;
+    Ok(state.map(|state| (file, state)))
+}
+
+/// Reads a program, unless somebody has just done so.
+fn digest(all: &ByFile, mut file: File, before: FileState) -> Result<Option<String>, Lack> {
+    if let Some(known) = known_digest(all, &before) {
+        return Ok(known);
+    }
+    let digest = match before.size <= MAX_PROGRAM_BYTES {
+        true => known(hash(&mut file))?,
+        false => None,
+    };
+    if state(&file)? != Some(before) {
+        return Ok(None);
+    }
+    // A program that may not be read now is tried again; one that is too large is not.
+    if digest.is_none() && before.size <= MAX_PROGRAM_BYTES {
+        return Ok(None);
+    }
+    let mut known = all.lock().unwrap_or_else(PoisonError::into_inner);
+    if known.len() >= MAX_KNOWN {
+        known.clear();
+    }
+    known.insert(before, digest.clone());
+    Ok(digest)
+}
+
+fn state(file: &File) -> Result<Option<FileState>, Lack> {
+    Ok(known(file.metadata())?.map(|found| FileState::from(&found)))
+}
+
+fn hash(file: &mut File) -> io::Result<String> {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut buffer = vec![0; 256 << 10];
     loop {
-        let read = file.read(&mut buffer).ok()?;
-        if read == 0 {
-            break;
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => context.update(buffer.get(..read).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
-        context.update(buffer.get(..read)?);
     }
-    Some(
-        context
-            .finish()
-            .as_ref()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
-    )
+    let digest = context.finish();
+    let digits = digest.as_ref().iter().map(|byte| format!("{byte:02x}"));
+    Ok(digits.collect())
 }
 
-/// Names by number, from a file of the form `name:…:number:…`.
-fn names(path: &Path) -> HashMap<u32, String> {
-    let text = read_text(path).unwrap_or_default();
+/// The names in a file of the system, read again when it is another.
+#[derive(Debug, Default)]
+struct Names(Mutex<Option<(FileState, ByNumber)>>);
+
+type ByNumber = Arc<HashMap<u32, String>>;
+
+impl Names {
+    /// Those of the file as it is now. None where there is no file, as in many containers.
+    fn of(&self, path: &Path) -> Result<ByNumber, Lack> {
+        let Some(found) = known(fs::metadata(path))? else {
+            return Ok(ByNumber::default());
+        };
+        let now = FileState::from(&found);
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((state, names)) = &*kept
+            && *state == now
+        {
+            return Ok(names.clone());
+        }
+        let names = names(&known(read_text(path))?.unwrap_or_default());
+        let names = ByNumber::new(names);
+        *kept = Some((now, names.clone()));
+        Ok(names)
+    }
+}
+
+/// Names by number, from a text of lines of the form `name:…:number:…`.
+fn names(text: &str) -> HashMap<u32, String> {
     let entry = |line: &str| {
         let mut fields = line.split(':');
         let name = fields.next()?;
@@ -193,3 +285,52 @@ const MAX_PROGRAM_BYTES: u64 = 1 << 30;
 
 /// How many programs' digests are remembered.
 const MAX_KNOWN: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use super::{Digests, Names, names};
+
+    #[test]
+    fn the_first_name_of_a_number_counts_and_half_a_line_does_not() {
+        let found = names("root:x:0:0::/:\ntoor:x:0:0\nhalf:x\nword:x:y:\nlast:x:7");
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[&0].as_str(), found[&7].as_str()), ("root", "last"));
+    }
+
+    #[test]
+    fn names_are_read_again_when_the_file_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("passwd");
+        let kept = Names::default();
+        assert!(kept.of(&path).unwrap().is_empty(), "there is no file");
+        fs::write(&path, "a:x:1:").unwrap();
+        assert_eq!(kept.of(&path).unwrap()[&1], "a");
+        let same = kept.of(&path).unwrap();
+        assert!(std::sync::Arc::ptr_eq(&same, &kept.of(&path).unwrap()));
+        fs::write(folder.path().join("new"), "b:x:1:").unwrap();
+        fs::rename(folder.path().join("new"), &path).unwrap();
+        assert_eq!(kept.of(&path).unwrap()[&1], "b");
+        // Of one length, and written in place.
+        fs::write(&path, "c:x:1:").unwrap();
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(9))
+            .unwrap();
+        assert_eq!(kept.of(&path).unwrap()[&1], "c");
+        fs::remove_file(&path).unwrap();
+        assert!(kept.of(&path).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_program_has_no_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let digests = Digests::default();
+        assert_eq!(digests.of(&folder.path().join("none")), Ok(None));
+        let path = folder.path().join("some");
+        fs::write(&path, "abc").unwrap();
+        let digest = digests.of(&path).unwrap().unwrap();
+        assert!(digest.starts_with("ba7816bf8f01cfea"), "{digest}");
+        assert_eq!(digests.of(&path), Ok(Some(digest)));
+    }
+}

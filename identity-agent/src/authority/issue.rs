@@ -1,19 +1,24 @@
 //! Certificates and lists, made and signed. Pure but for the random numbers.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use bytes::Bytes;
 use postern_spiffe::{SpiffeId, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, RevokedCertParams, SanType, SerialNumber,
+    RevokedCertParams, SanType, SerialNumber,
 };
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::{
+    keys::SigningKey,
     state::{Revoked, Root, StateError},
     upstream::Above,
 };
@@ -21,13 +26,13 @@ use super::{
 /// An X.509-SVID and its key.
 pub struct Issued {
     /// The chain in DER, leaf first, one certificate after the other.
-    pub chain: Vec<u8>,
+    pub chain: Bytes,
     /// The leaf's key, PKCS#8 in DER; wiped on drop.
     pub key: Zeroizing<Vec<u8>>,
     /// The leaf's serial number.
-    pub serial: Vec<u8>,
+    pub serial: Arc<[u8]>,
     /// The serial number of the root that signed it.
-    pub issuer: Vec<u8>,
+    pub issuer: Arc<[u8]>,
     /// The first second in which it is valid.
     pub not_before: SystemTime,
     /// The last second in which it is valid.
@@ -53,7 +58,7 @@ pub(super) fn new_signer(
     now: SystemTime,
     above: Option<(&Issuer<'_, &KeyPair>, Above)>,
 ) -> Result<Root, StateError> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let key = SigningKey::generate()?;
     let serial = random_serial()?;
     let mut subject = DistinguishedName::new();
     subject.push(DnType::OrganizationName, "Postern");
@@ -73,13 +78,13 @@ pub(super) fn new_signer(
     match above {
         None => {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            let certificate = params.self_signed(&key)?.der().to_vec();
+            let certificate = params.self_signed(&*key)?.der().to_vec();
             Root::new(certificate, key, None)
         }
         Some((issuer, above)) => {
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
             params.use_authority_key_identifier_extension = true;
-            let certificate = params.signed_by(&key, issuer)?.der().to_vec();
+            let certificate = params.signed_by(&*key, issuer)?.der().to_vec();
             Root::new(certificate, key, Some(above))
         }
     }
@@ -107,7 +112,7 @@ pub(super) fn svid(
     lifetime: Duration,
     now: SystemTime,
 ) -> Result<Issued, StateError> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let key = SigningKey::generate()?;
     let serial = random_serial()?;
     let not_after = whole_seconds((now + lifetime).min(root.not_after));
     let mut params = CertificateParams::default();
@@ -130,7 +135,7 @@ pub(super) fn svid(
             .subject_alt_names
             .push(SanType::DnsName(name.clone().try_into()?));
     }
-    let mut chain = params.signed_by(&key, &issuer(root)?)?.der().to_vec();
+    let mut chain = params.signed_by(&*key, &issuer(root)?)?.der().to_vec();
     if let Some(above) = &root.above {
         chain.extend_from_slice(&root.certificate);
         above
@@ -139,9 +144,10 @@ pub(super) fn svid(
             .for_each(|one| chain.extend_from_slice(one));
     }
     Ok(Issued {
-        chain,
-        key: Zeroizing::new(key.serialize_der()),
-        serial,
+        // Kept for long, and one of many.
+        chain: chain.into_boxed_slice().into(),
+        key: key.pkcs8(),
+        serial: serial.into(),
         issuer: root.serial.clone(),
         not_before,
         not_after,
@@ -177,7 +183,7 @@ pub(super) fn revocation_list(
 
 fn issuer(root: &Root) -> Result<Issuer<'_, &KeyPair>, StateError> {
     let certificate = rustls_pki_types::CertificateDer::from(root.certificate.as_slice());
-    Ok(Issuer::from_ca_cert_der(&certificate, &root.key)?)
+    Ok(Issuer::from_ca_cert_der(&certificate, &*root.key)?)
 }
 
 /// 127 random bits: a serial number is positive, and unforeseeable.

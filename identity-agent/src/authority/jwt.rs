@@ -4,13 +4,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use postern_spiffe::SpiffeId;
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
-use rustls_pki_types::PrivatePkcs8KeyDer;
+use rcgen::PublicKeyData as _;
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::{
     issue::{hex, random_serial, whole_seconds},
+    keys::SigningKey,
     signers::Lived,
     state::StateError,
 };
@@ -54,8 +54,7 @@ impl Lived for JwtKey {
 impl JwtKey {
     /// Makes a new one.
     pub(super) fn make(lifetime: Duration, now: SystemTime) -> Result<Self, StateError> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let pkcs8 = Zeroizing::new(key.serialize_der());
+        let pkcs8 = SigningKey::generate()?.pkcs8();
         let id = hex(&random_serial()?);
         Self::of(id, pkcs8, [now, now + lifetime].map(whole_seconds))
     }
@@ -66,7 +65,7 @@ impl JwtKey {
         pkcs8: Zeroizing<Vec<u8>>,
         [not_before, not_after]: [SystemTime; 2],
     ) -> Result<Self, StateError> {
-        let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(pkcs8.as_slice()))?;
+        let key = SigningKey::from_pkcs8(&pkcs8)?;
         Ok(Self {
             id,
             point: key.der_bytes().to_vec(),

@@ -5,6 +5,7 @@
 
 mod issue;
 mod jwt;
+mod keys;
 mod signers;
 mod state;
 mod upstream;
@@ -16,6 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use arc_swap::ArcSwap;
 use postern_spiffe::{JwtBundle, SpiffeId, TrustDomain};
 
 pub use issue::Issued;
@@ -32,7 +34,9 @@ pub struct Authority {
     trust_domain: TrustDomain,
     setting: Setting,
     folder: Folder,
-    state: Mutex<Arc<State>>,
+    state: ArcSwap<State>,
+    /// Locked while something changes, until it is on disk. Who only reads does not wait for that.
+    changing: Mutex<()>,
 }
 
 /// How an authority works.
@@ -113,7 +117,8 @@ impl Authority {
             trust_domain,
             setting,
             folder,
-            state: Mutex::new(Arc::new(state)),
+            state: ArcSwap::from_pointee(state),
+            changing: Mutex::default(),
         };
         authority.rotate(now)?;
         authority.follow_upstream(now)?;
@@ -234,16 +239,18 @@ impl Authority {
         }
         let lists = state.roots.iter().chain(state.former.iter()).map(|root| {
             let of_root = state.revoked.iter().filter(in_force);
-            let of_root = of_root.filter(|one| one.issuer == root.serial);
+            let of_root = of_root.filter(|one| *one.issuer == *root.serial);
             let revoked: Vec<&Revoked> = of_root.collect();
             issue::revocation_list(root, &revoked, state.list_number, now)
         });
         lists.collect()
     }
 
-    /// How many SVIDs are on the lists, with those that have ended since the last change.
-    pub fn revoked(&self) -> usize {
-        self.state().revoked.len()
+    /// How many SVIDs are on the lists.
+    pub fn revoked(&self, now: SystemTime) -> usize {
+        let state = self.state();
+        let in_force = state.revoked.iter().filter(|one| one.expires > now);
+        in_force.count()
     }
 
     /// Takes SVIDs back, for as long as they would have lived.
@@ -251,15 +258,15 @@ impl Authority {
     /// # Errors
     /// [`StateError`] when it cannot be written down; they are revoked in memory all the same.
     pub fn revoke(&self, svids: &[RevokedSvid], now: SystemTime) -> Result<(), StateError> {
-        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = State::clone(&guard);
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = State::clone(&self.state());
         next.revoked.retain(|one| one.expires > now);
         let known: HashSet<Vec<u8>> = next.revoked.iter().map(|one| one.serial.clone()).collect();
         for svid in svids {
-            if !known.contains(&svid.serial) {
+            if !known.contains(&*svid.serial) {
                 next.revoked.push(Revoked {
-                    serial: svid.serial.clone(),
-                    issuer: svid.issuer.clone(),
+                    serial: svid.serial.to_vec(),
+                    issuer: svid.issuer.to_vec(),
                     at: now,
                     expires: svid.expires,
                 });
@@ -267,7 +274,7 @@ impl Authority {
         }
         next.list_number += 1;
         let written = self.folder.write(&self.trust_domain, &next);
-        *guard = Arc::new(next);
+        self.state.store(Arc::new(next));
         written
     }
 
@@ -277,8 +284,8 @@ impl Authority {
     /// [`StateError`] when it cannot be written down; nothing changes then, and the next call
     /// tries again.
     pub fn rotate(&self, now: SystemTime) -> Result<Rotation, StateError> {
-        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = State::clone(&guard);
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = State::clone(&self.state());
         // Both, whatever the first says.
         let mut changed = next.roots.forget_ended(now) | next.jwt_keys.forget_ended(now);
         changed |= next.former.forget_ended(now);
@@ -299,9 +306,10 @@ impl Authority {
             changed = true;
         }
         if changed {
+            next.revoked.retain(|one| one.expires > now);
             next.sequence += 1;
             self.folder.write(&self.trust_domain, &next)?;
-            *guard = Arc::new(next);
+            self.state.store(Arc::new(next));
         }
         match (failed, changed) {
             (Some(error), _) => Err(error),
@@ -410,7 +418,7 @@ impl Authority {
         state
             .roots
             .iter()
-            .any(|one| one.serial == root && !one.tainted)
+            .any(|one| *one.serial == *root && !one.tainted)
     }
 
     /// Changes the state whole, on disk before in memory.
@@ -418,20 +426,17 @@ impl Authority {
         &self,
         how: impl FnOnce(&mut State) -> Result<(), StateError>,
     ) -> Result<(), StateError> {
-        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = State::clone(&guard);
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = State::clone(&self.state());
         how(&mut next)?;
         next.sequence += 1;
         self.folder.write(&self.trust_domain, &next)?;
-        *guard = Arc::new(next);
+        self.state.store(Arc::new(next));
         Ok(())
     }
 
     fn state(&self) -> Arc<State> {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.state.load_full()
     }
 }
 
@@ -454,9 +459,9 @@ pub struct Shown {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevokedSvid {
     /// Its serial number.
-    pub serial: Vec<u8>,
+    pub serial: Arc<[u8]>,
     /// The serial number of the root that signed it.
-    pub issuer: Vec<u8>,
+    pub issuer: Arc<[u8]>,
     /// When it would have ended.
     pub expires: SystemTime,
 }

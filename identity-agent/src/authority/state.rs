@@ -11,21 +11,24 @@ use std::{
         DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
     },
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use postern_spiffe::{TrustDomain, X509Bundle};
-use rcgen::KeyPair;
 use rustix::fs::{FlockOperation, flock};
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 use zeroize::Zeroizing;
 
+use crate::guarded;
+
 use super::{
     issue::{hex, validity},
     jwt::JwtKey,
+    keys::SigningKey,
     signers::{Lived, Signer, Signers},
     upstream::Above,
 };
@@ -47,9 +50,10 @@ pub(super) struct State {
 /// A root, or one that an authority above vouches for, and its key.
 pub(super) struct Root {
     pub(super) certificate: Vec<u8>,
-    pub(super) key: KeyPair,
+    pub(super) key: SigningKey,
     pub(super) above: Option<Above>,
-    pub(super) serial: Vec<u8>,
+    /// Shared by all that it signs.
+    pub(super) serial: Arc<[u8]>,
     pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
 }
@@ -71,7 +75,7 @@ impl Lived for Root {
 impl Root {
     pub(super) fn new(
         certificate: Vec<u8>,
-        key: KeyPair,
+        key: SigningKey,
         above: Option<Above>,
     ) -> Result<Self, StateError> {
         let (not_before, not_after) = validity(&certificate)?;
@@ -83,7 +87,7 @@ impl Root {
             ));
         }
         Ok(Self {
-            serial: parsed.raw_serial().to_vec(),
+            serial: parsed.raw_serial().into(),
             not_before,
             not_after,
             key,
@@ -178,9 +182,6 @@ pub enum StateError {
     /// There is no such root or key.
     #[error("there is no root and no key `{0}`; `show` lists them")]
     Unknown(String),
-    /// More identities are out there than can be kept in mind.
-    #[error("too many identities are out there to issue another")]
-    TooMany,
     /// There are no random numbers.
     #[error("the system gives no random numbers")]
     Random,
@@ -238,6 +239,7 @@ impl Folder {
             }
             fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("close"))?;
         }
+        guarded::check(path).map_err(failed("trust"))?;
         let lock = options().open(path.join(LOCK)).map_err(failed("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StateError::InUse(path.to_owned()))?;
@@ -452,7 +454,7 @@ impl Written {
 impl WrittenRoot {
     fn of(root: &Signer<Root>) -> Self {
         let all = |all: &[Vec<u8>]| all.iter().map(|one| BASE64_STANDARD.encode(one)).collect();
-        let key = Zeroizing::new(root.key.serialize_der());
+        let key = root.key.pkcs8();
         Self {
             certificate: BASE64_STANDARD.encode(&root.certificate),
             key: Zeroizing::new(BASE64_STANDARD.encode(key.as_slice())),
@@ -467,7 +469,7 @@ impl WrittenRoot {
 
     fn meaning(self) -> Result<Signer<Root>, StateError> {
         let key = Zeroizing::new(decode(&self.key)?);
-        let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(key.as_slice()))
+        let key = SigningKey::from_pkcs8(&key)
             .map_err(|_| StateError::damaged("a root's key cannot be read"))?;
         let all = |texts: Vec<String>| texts.iter().map(|text| decode(text)).collect();
         let above = self.above.map(|above| {

@@ -10,13 +10,14 @@ use postern_spiffe::{
     BundleSet, PeerRole, RevocationLists, SpiffeId, TrustDomain, X509Bundle, verify_peer,
     x509_svid::split_der,
 };
-use rcgen::{Issuer, KeyPair};
+use rcgen::Issuer;
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use std::time::{Duration, SystemTime};
 use zeroize::Zeroizing;
 
 use super::{
     issue,
+    keys::SigningKey,
     state::{Root, StateError},
 };
 
@@ -55,8 +56,8 @@ impl Upstream {
         let own = self.own(&chain)?;
         let pem = std::fs::read_to_string(&self.key).map(Zeroizing::new);
         let pem = pem.map_err(|error| failed(&self.key, &error))?;
-        let key = KeyPair::from_pem(&pem).map_err(|error| failed(&self.key, &error))?;
-        let issuer = Issuer::from_ca_cert_der(own, &key)
+        let key = SigningKey::from_pem(&pem).map_err(|error| failed(&self.key, &error))?;
+        let issuer = Issuer::from_ca_cert_der(own, &*key)
             .map_err(|error| failed(&self.certificate, &error))?;
         let above = self.above()?;
         let end = issue::validity(own)

@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::{
         fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _},
-        net::UnixStream as StdUnixStream,
+        net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream},
     },
     path::Path,
     pin::Pin,
@@ -16,18 +16,24 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use bytes::BytesMut;
-use dashmap::DashMap;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Sleep, sleep},
+    sync::OwnedSemaphorePermit,
+    time::{Instant, Sleep, sleep},
 };
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 
-use super::{PinError, PinnedProcess, http2_authority::AuthorityMend};
-use crate::telemetry::{CONNECTIONS_OF_USER, Metrics};
+use super::{
+    PinError, PinnedProcess,
+    http2_authority::AuthorityMend,
+    places::{Held, Idle, Limits, Place, Places},
+};
+use crate::{
+    attest::reading::Lack,
+    telemetry::{CONNECTIONS, CONNECTIONS_OF_USER, Metrics},
+};
 
 /// Binds a socket.
 ///
@@ -36,13 +42,61 @@ use crate::telemetry::{CONNECTIONS_OF_USER, Metrics};
 ///
 /// # Errors
 /// What is in the way, and what to do about it.
-pub fn bind(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
+pub fn bind(path: &Path, mode: u32) -> anyhow::Result<StdUnixListener> {
     let folder = path.parent().context("a socket needs a folder")?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(folder)
         .with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
+    check_folder(folder)?;
+    clear(path)?;
+    let listener =
+        StdUnixListener::bind(path).with_context(|| format!("cannot bind `{}`", path.display()))?;
+    listener.set_nonblocking(true)?;
+    fs::set_permissions(path, Permissions::from_mode(mode))
+        .with_context(|| format!("cannot set the mode of `{}`", path.display()))?;
+    Ok(listener)
+}
+
+/// Checks a socket that the service manager has made: it may lie where ours may, and nobody may reach
+/// it whom `mode` keeps out.
+///
+/// # Errors
+/// Who could replace it, or reach it, and what to do about it.
+pub fn check_inherited(path: &Path, mode: u32) -> anyhow::Result<()> {
+    check_folder(path.parent().context("a socket needs a folder")?)?;
+    let found = fs::symlink_metadata(path)
+        .with_context(|| format!("cannot look at the inherited socket `{}`", path.display()))?;
+    let is = found.permissions().mode() & 0o777;
+    if is & !mode != 0 {
+        bail!(
+            "the inherited socket `{}` has mode {is:04o} and is open to others; `SocketMode={mode:04o}`",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// Closes what has waited at an inherited socket since before we served, and tells how much it was.
+/// It may have waited for long, and who opened it may be another program by now: the moment between a
+/// connection and its acceptance is to be an instant. Clients connect again.
+///
+/// # Errors
+/// The kernel's own.
+pub fn turn_away_early(listener: &StdUnixListener) -> io::Result<usize> {
+    for closed in 0..MAX_EARLY {
+        match listener.accept() {
+            Ok((stream, _)) => drop(stream),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(closed),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(MAX_EARLY)
+}
+
+fn check_folder(folder: &Path) -> anyhow::Result<()> {
     let found = fs::metadata(folder)?;
     let own = rustix::process::geteuid().as_raw();
     if ![0, own].contains(&found.uid()) {
@@ -61,12 +115,7 @@ pub fn bind(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
             folder.display()
         );
     }
-    clear(path)?;
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot bind `{}`", path.display()))?;
-    fs::set_permissions(path, Permissions::from_mode(mode))
-        .with_context(|| format!("cannot set the mode of `{}`", path.display()))?;
-    Ok(listener)
+    Ok(())
 }
 
 fn clear(path: &Path) -> anyhow::Result<()> {
@@ -90,29 +139,32 @@ fn clear(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The connections of a socket, at most `limit` at once: further ones wait in the kernel's queue.
+/// The connections of a socket, within limits: further ones of a user are closed unless one of his
+/// gives way, further ones in all wait in the kernel's queue.
 pub fn incoming(
     listener: UnixListener,
-    limit: usize,
+    limits: Limits,
     metrics: Arc<Metrics>,
 ) -> impl Stream<Item = io::Result<Connection>> {
-    let free = Arc::new(Semaphore::new(limit));
-    let counts = Arc::new(Counts {
-        limit: limit / 2,
-        by_user: DashMap::new(),
-    });
-    let state = (listener, free, counts, metrics);
-    futures_util::stream::unfold(state, |(listener, free, counts, metrics)| async move {
-        let permit = free.clone().acquire_owned().await.ok()?;
+    let state = (listener, Places::new(limits), metrics);
+    futures_util::stream::unfold(state, |(listener, places, metrics)| async move {
         let connection = loop {
+            let permit = places.free(|| metrics.reached(CONNECTIONS)).await?;
             match listener.accept().await {
-                Ok((stream, _)) => match counts.clone().count(&stream) {
-                    Some(counted) => break Connection::new(stream, permit, counted),
+                Ok((stream, _)) => match held(&stream, &places, permit, &metrics) {
+                    Some(held) => match pin(&stream, &held) {
+                        Ok(caller) => break Connection::new(stream, held, caller),
+                        // Closed, so that the client comes again: who it was would never be known
+                        // on this one.
+                        Err(lack) => {
+                            metrics.looks_failed.inc();
+                            tracing::warn!(error = %lack, "cannot accept a connection");
+                            drop((stream, held));
+                            sleep(Duration::from_millis(50)).await;
+                        }
+                    },
                     // Closed at once; whoever has so many of them open knows why.
-                    None => {
-                        metrics.reached(CONNECTIONS_OF_USER);
-                        tracing::debug!("a user has too many connections");
-                    }
+                    None => tracing::debug!("a user has too many connections"),
                 },
                 // One connection's trouble, or a lack of descriptors: never the end of the loop.
                 Err(error) => {
@@ -121,47 +173,19 @@ pub fn incoming(
                 }
             }
         };
-        Some((Ok(connection), (listener, free, counts, metrics)))
+        Some((Ok(connection), (listener, places, metrics)))
     })
 }
 
-/// How many connections each user has: nobody has all of them.
-#[derive(Debug)]
-struct Counts {
-    limit: usize,
-    by_user: DashMap<u32, usize>,
-}
-
-/// One of them; counted off when it is dropped.
-#[derive(Debug)]
-struct Counted {
-    counts: Arc<Counts>,
-    user: u32,
-}
-
-impl Counts {
-    fn count(self: Arc<Self>, stream: &UnixStream) -> Option<Counted> {
-        let user = stream.peer_cred().ok()?.uid();
-        {
-            let mut own = self.by_user.entry(user).or_default();
-            if *own >= self.limit {
-                return None;
-            }
-            *own += 1;
-        }
-        Some(Counted { counts: self, user })
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        if let dashmap::Entry::Occupied(mut own) = self.counts.by_user.entry(self.user) {
-            *own.get_mut() -= 1;
-            if *own.get() == 0 {
-                own.remove();
-            }
-        }
-    }
+fn held(
+    stream: &UnixStream,
+    places: &Arc<Places>,
+    permit: OwnedSemaphorePermit,
+    metrics: &Metrics,
+) -> Option<Held> {
+    let user = stream.peer_cred().ok()?.uid();
+    let short = || metrics.reached(CONNECTIONS_OF_USER);
+    places.take(permit, user, Instant::now(), short)
 }
 
 /// A connection, and the process that opened it.
@@ -174,29 +198,58 @@ pub struct Connection {
     caller: Caller,
     /// How much it has said.
     read: usize,
-    /// Until when it must have begun to speak HTTP/2; none once it has.
-    silent_until: Option<Pin<Box<Sleep>>>,
-    _counted: Counted,
-    _permit: OwnedSemaphorePermit,
+    /// Until when it must have begun to speak HTTP/2, or when to look whether anything is open.
+    look: Pin<Box<Sleep>>,
+    held: Held,
 }
 
-/// The process that opened a connection, or why it could not be pinned.
+/// Who opened a connection.
 #[derive(Debug, Clone)]
-pub struct Caller(pub Arc<Result<Arc<PinnedProcess>, PinError>>);
+pub struct Caller {
+    /// The process, or why it could not be pinned.
+    pub process: Arc<Result<Arc<PinnedProcess>, PinError>>,
+    /// The place that the connection has.
+    pub place: Arc<Place>,
+}
+
+/// Who opened a connection. Asked at once: the longer we waited, the more could have happened.
+fn pin(stream: &UnixStream, held: &Held) -> Result<Caller, Lack> {
+    match PinnedProcess::at(stream) {
+        Err(PinError::Lack(lack)) => Err(lack),
+        pinned => Ok(Caller {
+            process: Arc::new(pinned.map(Arc::new)),
+            place: held.place.clone(),
+        }),
+    }
+}
 
 impl Connection {
-    fn new(stream: UnixStream, permit: OwnedSemaphorePermit, counted: Counted) -> Self {
-        // Pinned at once: the longer we waited, the more could have happened.
-        let caller = Caller(Arc::new(PinnedProcess::at(&stream).map(Arc::new)));
+    fn new(stream: UnixStream, held: Held, caller: Caller) -> Self {
         Self {
             stream,
             mend: AuthorityMend::default(),
             ready: BytesMut::new(),
             caller,
             read: 0,
-            silent_until: Some(Box::pin(sleep(PATIENCE))),
-            _counted: counted,
-            _permit: permit,
+            look: Box::pin(sleep(PATIENCE)),
+            held,
+        }
+    }
+
+    /// Nothing is to be read now: is the connection to end?
+    fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        if self.held.is_closed(context.waker()) {
+            return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
+        }
+        loop {
+            ready!(self.look.as_mut().poll(context));
+            if self.read < FIRST_BYTES {
+                return Poll::Ready(io::ErrorKind::TimedOut.into());
+            }
+            match self.held.look(Instant::now(), context.waker()) {
+                Idle::Ended => return Poll::Ready(io::ErrorKind::TimedOut.into()),
+                Idle::Until(next) => self.look.as_mut().reset(next),
+            }
         }
     }
 }
@@ -220,18 +273,10 @@ impl AsyncRead for Connection {
             let mut space = [0; READ_BYTES];
             let mut read = ReadBuf::new(&mut space);
             let polled = Pin::new(&mut this.stream).poll_read(context, &mut read)?;
-            if polled.is_pending()
-                && let Some(silent) = &mut this.silent_until
-            {
-                ready!(silent.as_mut().poll(context));
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            if polled.is_pending() {
+                return this.poll_ended(context).map(Err);
             }
-            ready!(polled);
-            this.read += read.filled().len();
-            // From here on the library asks whether the other side still lives.
-            if this.read >= FIRST_BYTES {
-                this.silent_until = None;
-            }
+            this.read = this.read.saturating_add(read.filled().len());
             if read.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
@@ -275,6 +320,9 @@ impl AsyncWrite for Connection {
 
 /// The preface of HTTP/2 and the head of its first frame.
 const FIRST_BYTES: usize = 24 + 9;
+
+/// Longer than the kernel's queue is on any usual machine (`net.core.somaxconn`).
+const MAX_EARLY: usize = 1 << 16;
 
 /// Who opens a connection has something to say.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -6,6 +6,7 @@
 
 mod http2_authority;
 mod listener;
+mod places;
 
 use std::{
     io,
@@ -14,7 +15,7 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -27,9 +28,14 @@ use rustix::{
 };
 use tokio::{io::unix::AsyncFd, net::UnixStream, sync::watch};
 
-pub use listener::{Caller, Connection, bind, incoming};
+pub use listener::{Caller, Connection, bind, check_inherited, incoming, turn_away_early};
+pub(crate) use places::Busy;
+pub use places::{Limits, Place};
 
-use crate::attest::{Attested, procfs, read_text};
+use crate::attest::{
+    Attested, procfs,
+    reading::{Lack, ReadError, known, program_file, read_as, read_text},
+};
 
 /// A process that cannot be taken for another one.
 #[derive(Debug)]
@@ -43,6 +49,8 @@ pub struct PinnedProcess {
     changed: watch::Sender<u64>,
     /// What was found out about it last.
     last: Mutex<Option<Look>>,
+    /// Its end, made when somebody first waits for it; one for all who do.
+    end: OnceLock<AsyncFd<OwnedFd>>,
 }
 
 /// What a process was when it connected.
@@ -111,9 +119,10 @@ impl PinnedProcess {
         }
         let mut pinned = match getsockopt(stream, sockopt::PeerPidfd) {
             Ok(handle) => Self::alive(peer.pid(), peer.uid(), handle),
-            // The kernel is older than 6.5. Anything else, `EINVAL` too, means a dead peer.
+            // The kernel is older than 6.5.
             Err(nix::errno::Errno::ENOPROTOOPT) => Self::without_peers_pidfd(peer),
-            Err(_) => Err(PinError::Gone),
+            // Anything else, `EINVAL` too, means a dead peer.
+            Err(error) => Err(lack_behind(&error.into()).map_or(PinError::Gone, PinError::Lack)),
         }?;
         pinned.first = Some(First {
             owner: [peer.uid(), peer.gid()],
@@ -147,11 +156,7 @@ impl PinnedProcess {
         let handle = open_by_number(peer.pid())?;
         let pinned = Self::alive(peer.pid(), peer.uid(), handle)?;
         let [_, uid, ..] = pinned
-            .read(|folder| {
-                let status = read_text(&folder.join("status")).ok();
-                status.and_then(|text| procfs::status(&text))
-            })?
-            .ok_or(PinError::Gone)?
+            .read(|folder| read_as(&folder.join("status"), procfs::status))??
             .uids;
         if uid != peer.uid() {
             return Err(PinError::Gone);
@@ -168,11 +173,10 @@ impl PinnedProcess {
             first: None,
             changed: watch::Sender::new(0),
             last: Mutex::default(),
+            end: OnceLock::new(),
         };
-        match pinned.is_alive() {
-            true => Ok(pinned),
-            false => Err(PinError::Gone),
-        }
+        pinned.lives()?;
+        Ok(pinned)
     }
 
     /// Pins a process by its number, for a person who asks about it.
@@ -183,11 +187,11 @@ impl PinnedProcess {
         let handle = open_by_number(pid)?;
         let uid = std::fs::metadata(format!("/proc/{pid}"))
             .map(|found| found.uid())
-            .map_err(|_| PinError::Gone)?;
+            .map_err(ReadError::from)?;
         Self::alive(pid, uid, handle)
     }
 
-    /// Its number, for people. It means the process only while [`PinnedProcess::is_alive`].
+    /// Its number, for people. It means the process only while it [lives](PinnedProcess::lives).
     pub fn pid(&self) -> i32 {
         self.pid
     }
@@ -202,15 +206,25 @@ impl PinnedProcess {
         self.uid
     }
 
-    /// Does the process still run?
-    pub fn is_alive(&self) -> bool {
+    /// Says that the process still runs.
+    ///
+    /// # Errors
+    /// [`PinError::Gone`] when it does not, [`PinError::Lack`] when nobody knows.
+    pub fn lives(&self) -> Result<(), PinError> {
         let mut waiting = [PollFd::new(&self.handle, PollFlags::IN)];
         let now = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        // A pidfd becomes readable when its process ends.
-        matches!(poll(&mut waiting, Some(&now)), Ok(0))
+        loop {
+            // A pidfd becomes readable when its process ends.
+            return match poll(&mut waiting, Some(&now)) {
+                Ok(0) => Ok(()),
+                Ok(_) => Err(PinError::Gone),
+                Err(Errno::INTR) => continue,
+                Err(error) => Err(ReadError::from(io::Error::from(error)).into()),
+            };
+        }
     }
 
     /// Reads about the process, in its folder under `/proc`.
@@ -219,47 +233,45 @@ impl PinnedProcess {
     /// [`PinError::Gone`] when the process ended before or meanwhile: what was read is thrown
     /// away then, it may be another process'.
     pub fn read<T>(&self, read: impl FnOnce(&ProcFolder) -> T) -> Result<T, PinError> {
-        if !self.is_alive() {
-            return Err(PinError::Gone);
-        }
-        let value = read(&ProcFolder(PathBuf::from(format!("/proc/{}", self.pid))));
-        if self.is_alive() {
-            Ok(value)
-        } else {
-            Err(PinError::Gone)
-        }
+        self.lives()?;
+        let value = read(&ProcFolder::of(self.pid));
+        self.lives()?;
+        Ok(value)
     }
 
     /// What the process is now.
     ///
     /// # Errors
-    /// [`PinError::Gone`] when it has ended, or cannot be read.
+    /// [`PinError::Gone`] when it has ended, or may not be read.
     pub fn moment(&self) -> Result<Moment, PinError> {
-        let told = self.standing_by_handle();
+        let told = self.standing_by_handle()?;
         self.read(|folder| {
             let standing = match told {
                 Some(told) => told,
                 None => standing_by_folder(folder)?,
             };
-            let program = std::fs::metadata(folder.join("exe")).ok();
-            Some(Moment {
+            Ok(Moment {
                 standing,
-                groups: read_text(&folder.join("cgroup")).ok()?,
-                program: program.map(|found| (found.dev(), found.ino())),
+                groups: read_text(&folder.join("cgroup")).map_err(ReadError::from)?,
+                program: known(program_file(&folder.join("exe")))?,
             })
         })?
-        .ok_or(PinError::Gone)
     }
 
     /// None where the kernel is too old to tell.
-    fn standing_by_handle(&self) -> Option<Standing> {
-        let handle = PidFd::from(self.handle.try_clone().ok()?);
-        let creds = handle.get_creds().ok()?;
-        let cgroup = handle.get_cgroupid().ok()?;
-        Some(Standing::Handle {
+    ///
+    /// # Errors
+    /// [`PinError::Lack`] where it could be asked and was not.
+    fn standing_by_handle(&self) -> Result<Option<Standing>, PinError> {
+        let handle = self.handle.try_clone().map_err(ReadError::from)?;
+        let handle = PidFd::from(handle);
+        let (Ok(creds), Ok(cgroup)) = (handle.get_creds(), handle.get_cgroupid()) else {
+            return Ok(None);
+        };
+        Ok(Some(Standing::Handle {
             owner: [creds.euid, creds.egid],
             cgroup,
-        })
+        }))
     }
 
     /// What was found out about it less than `age` ago, if it still is what it was.
@@ -269,6 +281,12 @@ impl PinnedProcess {
         last.as_ref()
             .filter(is_good)
             .map(|look| look.attested.clone())
+    }
+
+    /// Was anything found out about it less than `age` ago?
+    pub fn was_looked_at(&self, age: Duration) -> bool {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().is_some_and(|look| look.at.elapsed() < age)
     }
 
     /// Keeps what was found out about it.
@@ -296,14 +314,24 @@ impl PinnedProcess {
     ///
     /// # Errors
     /// The system's own, when the wait cannot be set up.
+    pub async fn ended(&self) -> io::Result<()> {
+        let end = match self.end.get() {
+            Some(end) => end,
+            None => {
+                let fresh = self.watched_handle()?;
+                self.end.get_or_init(|| fresh)
+            }
+        };
+        end.readable().await.map(|_| ())
+    }
+
     #[expect(
         deprecated,
         reason = "its successor is unsafe for types that may change their descriptor; an `OwnedFd` \
                   that nobody else touches does not"
     )]
-    pub async fn ended(self: Arc<Self>) -> io::Result<()> {
-        let handle = self.handle.try_clone()?;
-        AsyncFd::new(handle)?.readable().await.map(|_| ())
+    fn watched_handle(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        AsyncFd::new(self.handle.try_clone()?)
     }
 }
 
@@ -315,6 +343,16 @@ impl ProcFolder {
     /// The agent's own.
     pub fn own() -> Self {
         Self(PathBuf::from("/proc/self"))
+    }
+
+    /// That of the process of this number. What is read there counts only while the process is pinned.
+    pub(crate) fn of(pid: i32) -> Self {
+        Self(PathBuf::from(format!("/proc/{pid}")))
+    }
+
+    /// That of one of its threads.
+    pub(crate) fn thread(&self, name: &str) -> Self {
+        Self(self.0.join("task").join(name))
     }
 
     /// The path of something in it.
@@ -341,26 +379,42 @@ pub enum PinError {
     /// The kernel told neither.
     #[error("the kernel does not tell who the peer is: {0}")]
     Kernel(io::Error),
+    /// The agent lacks something; this says nothing about the process.
+    #[error(transparent)]
+    Lack(#[from] Lack),
 }
 
-fn standing_by_folder(folder: &ProcFolder) -> Option<Standing> {
-    let status = procfs::status(&read_text(&folder.join("status")).ok()?)?;
-    Some(Standing::Folder {
+impl From<ReadError> for PinError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Lack(lack) => Self::Lack(lack),
+            ReadError::Absent | ReadError::Refused => Self::Gone,
+        }
+    }
+}
+
+fn standing_by_folder(folder: &ProcFolder) -> Result<Standing, ReadError> {
+    let status = read_as(&folder.join("status"), procfs::status)?;
+    Ok(Standing::Folder {
         owner: [status.uids, status.gids],
     })
+}
+
+/// The lack that an error is, if it is one.
+fn lack_behind(error: &io::Error) -> Option<Lack> {
+    Lack::behind(std::iter::once(error as &(dyn std::error::Error + 'static)))
 }
 
 fn open_by_number(pid: i32) -> Result<OwnedFd, PinError> {
     let pid = Pid::from_raw(pid).ok_or(PinError::Gone)?;
     // A thread that leads no process is none; that there are no descriptors left says nothing of it.
-    let handle = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| match error {
+    pidfd_open(pid, PidfdFlags::empty()).map_err(|error| match error {
         Errno::SRCH | Errno::INVAL | Errno::NOENT => PinError::Gone,
-        other => PinError::Kernel(other.into()),
-    })?;
-    handle
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(PinError::Kernel)
+        other => {
+            let error = other.into();
+            lack_behind(&error).map_or(PinError::Kernel(error), PinError::Lack)
+        }
+    })
 }
 
 #[cfg(test)]

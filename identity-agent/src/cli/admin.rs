@@ -19,8 +19,12 @@ use super::{client::ask_admin, socket_path};
 #[derive(Debug, Subcommand)]
 pub(super) enum Workload {
     /// Lists the Workloads
+    #[command(
+        after_help = "Examples:\n  postern-agent workload list\n  postern-agent workload list --json | jq -r .[].spiffeID"
+    )]
     List(Asking),
     /// Shows one Workload
+    #[command(after_help = "Examples:\n  postern-agent workload show production/web")]
     Show {
         /// `namespace/name`
         name: String,
@@ -28,6 +32,9 @@ pub(super) enum Workload {
         asking: Asking,
     },
     /// Registers the Workloads of a file: documents, or entries as SPIRE writes them
+    #[command(
+        after_help = "Examples:\n  postern-agent workload create -f web.yaml\n  postern-agent workload create -data entries.json --replace"
+    )]
     Create {
         /// The file; `-` is standard input
         #[arg(long, short = 'f', visible_alias = "data", value_name = "FILE")]
@@ -39,6 +46,7 @@ pub(super) enum Workload {
         asking: Asking,
     },
     /// Takes a Workload that was registered so away again; its identity is withdrawn at once
+    #[command(after_help = "Examples:\n  postern-agent workload delete production/web")]
     Delete {
         /// `namespace/name`
         name: String,
@@ -51,7 +59,10 @@ pub(super) enum Workload {
 #[derive(Debug, Subcommand)]
 pub(super) enum Bundle {
     /// Shows the own bundle
-    #[command(visible_alias = "list")]
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  postern-agent bundle show > ca.pem\n  postern-agent bundle show --format spiffe > bundle.json"
+    )]
     Show {
         /// How to write it
         #[arg(long, value_enum, default_value = "pem")]
@@ -69,25 +80,25 @@ pub(super) enum BundleFormat {
     Spiffe,
 }
 
-/// Deviations from baselines, over the admin socket
-#[derive(Debug, Subcommand)]
-pub(super) enum Drift {
-    /// Lists the deviations
-    List(Asking),
-}
-
 /// The roots and the keys of tokens, over the admin socket
 #[derive(Debug, Subcommand)]
 pub(super) enum Authority {
     /// Lists them
+    #[command(
+        after_help = "Examples:\n  postern-agent authority show\n  postern-agent authority show --json"
+    )]
     Show(Asking),
     /// Makes the next ones before their time, and tells them in every bundle
+    #[command(after_help = "Examples:\n  postern-agent authority prepare")]
     Prepare(Asking),
     /// Has those that are prepared sign from now on
+    #[command(after_help = "Examples:\n  postern-agent authority activate")]
     Activate(Asking),
     /// Has all that one signed be replaced; it stays in the bundles until it is revoked
+    #[command(after_help = "Examples:\n  postern-agent authority taint 9f86d081884c7d65")]
     Taint(OfOne),
     /// Takes a tainted one out of the bundles, and back what it signed
+    #[command(after_help = "Examples:\n  postern-agent authority revoke 9f86d081884c7d65")]
     Revoke(OfOne),
 }
 
@@ -117,7 +128,7 @@ pub(super) struct Asking {
 }
 
 impl Asking {
-    async fn ask(&self, what: &str) -> anyhow::Result<Value> {
+    pub(super) async fn ask(&self, what: &str) -> anyhow::Result<Value> {
         self.send(Method::GET, what, Vec::new()).await
     }
 
@@ -129,8 +140,13 @@ impl Asking {
         ask_admin(&socket_path(&self.socket_path)?, method, what, body).await
     }
 
+    /// Is this for programs?
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
     /// JSON as it came, or a line for each item with these members.
-    fn show(&self, value: &Value, members: &[&str]) {
+    pub(super) fn show(&self, value: &Value, members: &[&str]) {
         if self.json {
             anstream::println!("{value}");
             return;
@@ -163,7 +179,9 @@ impl Workload {
                 let all = asking.ask("/workloads").await?;
                 let items = all.as_array().map(Vec::as_slice).unwrap_or_default();
                 let Some(one) = items.iter().find(|item| item["name"] == name.as_str()) else {
-                    bail!("there is no Workload `{name}`");
+                    bail!(
+                        "there is no Workload `{name}`; `workload list` has them as `namespace/name`"
+                    );
                 };
                 if asking.json {
                     anstream::println!("{one}");
@@ -266,17 +284,6 @@ fn one(what: &str, id: &str) -> anyhow::Result<String> {
         bail!("`{id}` is no ID; `postern-agent authority show` lists them");
     }
     Ok(format!("/authority/{what}/{id}"))
-}
-
-impl Drift {
-    pub(super) async fn run(self) -> anyhow::Result<()> {
-        let Self::List(asking) = self;
-        asking.show(
-            &asking.ask("/drift").await?,
-            &["time", "workload", "kind", "what", "pid", "answer", "count"],
-        );
-        Ok(())
-    }
 }
 
 fn bundle(answer: &Value) -> Option<X509Bundle> {

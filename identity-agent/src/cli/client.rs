@@ -13,7 +13,7 @@ use postern_proto::{
 use serde_json::Value;
 use tokio::net::UnixStream;
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::MetadataValue,
     transport::{Channel, Endpoint},
 };
@@ -62,8 +62,17 @@ pub(super) fn request<T>(message: T) -> Request<T> {
 
 /// A refusal in the words that users of gRPC know.
 pub(super) fn refused(status: &Status) -> anyhow::Error {
+    // The library's own words, where no gRPC is spoken, or nothing more is.
+    let is_broken = matches!(
+        (status.code(), status.message()),
+        (Code::Unknown, "transport error") | (Code::Cancelled, "operation was canceled")
+    );
+    let hint = match is_broken {
+        true => "; is this the Workload API, `workloadApi.socket` in the agent's configuration?",
+        false => "",
+    };
     anyhow!(
-        "rpc error: code = {:?} desc = {}",
+        "rpc error: code = {:?} desc = {}{hint}",
         status.code(),
         status.message()
     )
@@ -105,7 +114,13 @@ pub(super) async fn ask_admin(
         .uri(what)
         .header(http::header::HOST, "admin")
         .body(Full::<Bytes>::from(body))?;
-    let answer = sender.send_request(request).await?;
+    let answer = sender.send_request(request).await.with_context(|| {
+        format!(
+            "no admin socket of an agent answers at `{}`; it is `admin.socket` in the agent's \
+             configuration",
+            path.display()
+        )
+    })?;
     let is_done = answer.status().is_success();
     let body = answer.into_body().collect().await?.to_bytes();
     let value: Value =

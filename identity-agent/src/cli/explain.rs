@@ -1,4 +1,4 @@
-//! `explain` and `posture`: what the kernel shows of a process, to a person.
+//! `explain`: what is true of a process, and which Workloads it is, to a person.
 
 use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc};
 
@@ -7,13 +7,13 @@ use clap::Args;
 use http::Method;
 use postern_agent::{
     agent::explanation,
-    attest::{Attested, Attestors},
+    attest::{Asked, Attested, Attestors},
     caller::PinnedProcess,
-    config::{self, Config},
+    config::Config,
     registry::Registry,
 };
 use postern_policies::Options;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::client::{ask_admin, block_on};
 
@@ -21,7 +21,7 @@ use super::client::{ask_admin, block_on};
 #[derive(Debug, Args)]
 pub(super) struct Explain {
     /// The process
-    #[arg(long)]
+    #[arg(long, value_parser = super::process_number)]
     pid: i32,
 
     /// The agent's configuration, which names the Workloads
@@ -33,22 +33,12 @@ pub(super) struct Explain {
     json: bool,
 }
 
-/// Shows the isolation that a process really has
-#[derive(Debug, Args)]
-pub(super) struct Posture {
-    /// The process
-    #[arg(long)]
-    pid: i32,
-
-    /// For programs
-    #[arg(long)]
-    json: bool,
-}
-
 impl Explain {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let text = std::fs::read(&self.config)
-            .with_context(|| format!("cannot read `{}`", self.config.display()))?;
+        let text = std::fs::read(&self.config).with_context(|| {
+            let path = self.config.display();
+            format!("cannot read `{path}`; name the agent's configuration with --config")
+        })?;
         let config = Config::read(&self.config, &text).map_err(|found| {
             let found: Vec<_> = found.iter().map(ToString::to_string).collect();
             anyhow!("{}", found.join("\n"))
@@ -78,10 +68,12 @@ impl Explain {
     }
 
     fn seen_from_here(&self, config: Config) -> anyhow::Result<Value> {
-        let options = Options::new(config.trust_domain);
-        let registry = Registry::open(config.workloads, options, None)?;
-        let attested = attest(self.pid, &config.attestors)?;
-        Ok(explanation(self.pid, &attested, &registry.current()))
+        let options = Options::new(config.trust_domain.clone());
+        let registry = Registry::open(config.workloads.clone(), options, None, None)?;
+        let set = registry.current();
+        let asked = Asked::by(set.workloads().flat_map(|one| &one.selectors));
+        let attested = attest(self.pid, &config, &asked)?;
+        Ok(explanation(self.pid, &attested, &set))
     }
 
     fn show(&self, explained: &Value) {
@@ -120,33 +112,25 @@ impl Explain {
                 text(&miss, "name"),
                 missing.join(", ")
             );
+            for why in list(&miss, "why") {
+                anstream::println!("  {}", why.as_str().unwrap_or_default());
+            }
         }
     }
 }
 
-impl Posture {
-    pub(super) fn run(self) -> anyhow::Result<()> {
-        let attestors = config::Attestors {
-            posture: true,
-            ..config::Attestors::default()
-        };
-        let attested = attest(self.pid, &attestors)?;
-        let selectors: Vec<_> = attested.selectors.iter().map(ToString::to_string).collect();
-        if self.json {
-            anstream::println!("{}", json!({ "selectors": selectors }));
-        } else {
-            selectors
-                .iter()
-                .for_each(|selector| anstream::println!("{selector}"));
-        }
-        Ok(())
-    }
-}
-
-fn attest(pid: i32, attestors: &config::Attestors) -> anyhow::Result<Arc<Attested>> {
+fn attest(pid: i32, config: &Config, asked: &Asked) -> anyhow::Result<Arc<Attested>> {
     let process =
         PinnedProcess::by_number(pid).with_context(|| format!("there is no process {pid}"))?;
-    Attestors::configured(attestors)
+    let attestors = Attestors::configured(&config.attestors, &config.workload_api);
+    // A person sees all that is cheap to tell, and of what has no end that which is asked for.
+    attestors.asked(&Asked {
+        digests: true,
+        pods: true,
+        all_limits: true,
+        ..*asked
+    });
+    attestors
         .attest(&process)
         .with_context(|| format!("process {pid} cannot be looked at"))
 }

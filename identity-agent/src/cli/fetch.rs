@@ -1,20 +1,18 @@
 //! `api fetch`, `api watch` and `healthcheck`, with SPIRE's formats.
 
 use std::{
-    fs::{self, OpenOptions},
+    ffi::{OsStr, OsString},
     io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    process::Stdio,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, bail, ensure};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use clap::{Args, ValueEnum};
-use postern_agent::pem::pem;
 use postern_proto::workload_api::{
-    X509svid, X509svidRequest, X509svidResponse,
-    spiffe_workload_api_client::SpiffeWorkloadApiClient,
+    X509svidRequest, X509svidResponse, spiffe_workload_api_client::SpiffeWorkloadApiClient,
 };
 use postern_spiffe::{
     BundleSet, PeerRole, RevocationLists, SpiffeId, X509Bundle, X509Svid, verify_peer,
@@ -22,12 +20,13 @@ use postern_spiffe::{
 };
 use serde_json::json;
 use time::{OffsetDateTime, macros::format_description};
+use tokio::process::Command;
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
     Endpoint, Output,
     client::{connect, refused, request, within},
-    duration, jwt,
+    duration, files, jwt,
 };
 
 /// Fetches the caller's identities
@@ -77,6 +76,18 @@ pub(super) struct Watch {
     /// `pretty` blocks or `json` lines
     #[arg(long, value_enum, default_value = "pretty")]
     output: Output,
+
+    /// Write the identities as files into this folder, anew with every update
+    #[arg(long, value_name = "DIR")]
+    write: Option<PathBuf>,
+
+    /// Print nothing
+    #[arg(long)]
+    silent: bool,
+
+    /// Run this after every update, such as what makes a server read its files again
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
 }
 
 impl Fetch {
@@ -101,7 +112,7 @@ impl Fetch {
             show(&response, output, began.elapsed())?;
         }
         match &self.write {
-            Some(folder) => write(&response, folder, self.silent),
+            Some(folder) => files::write(&response, folder, self.silent),
             None => Ok(()),
         }
     }
@@ -147,8 +158,8 @@ impl Watch {
             match stream.message().await {
                 Ok(Some(response)) => {
                     *wait = FIRST_WAIT;
-                    if let Err(error) = show(&response, self.output, began.elapsed()) {
-                        return Status::internal(error.to_string());
+                    if let Err(error) = self.updated(&response, began.elapsed()).await {
+                        return Status::internal(format!("{error:#}"));
                     }
                     began = Instant::now();
                 }
@@ -159,6 +170,43 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Says, writes and runs what was asked for.
+    async fn updated(&self, response: &X509svidResponse, after: Duration) -> anyhow::Result<()> {
+        if !self.silent {
+            show(response, self.output, after)?;
+        }
+        if let Some(folder) = &self.write {
+            // Standard output belongs to the updates.
+            files::write(response, folder, true)?;
+        }
+        if let Some((program, arguments)) = self.command.split_first() {
+            run(program, arguments).await;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the user's command to its end, or to the end of its time. How it fares is told and changes
+/// nothing: the next update must not be missed because a server could not be reached.
+async fn run(program: &OsStr, arguments: &[OsString]) {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let name = program.display();
+    match tokio::time::timeout(COMMAND_PATIENCE, command.status()).await {
+        Ok(Ok(status)) if status.success() => {}
+        Ok(Ok(status)) => anstream::eprintln!("`{name}` failed: {status}"),
+        Ok(Err(error)) => anstream::eprintln!("cannot run `{name}`: {error}"),
+        Err(_) => {
+            anstream::eprintln!("`{name}` took longer than {COMMAND_PATIENCE:?} and was ended")
+        }
+    }
+}
+
+const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
@@ -220,7 +268,7 @@ fn show(response: &X509svidResponse, output: Output, after: Duration) -> anyhow:
 
 /// One object on one line: the names of the contract, sorted, nothing left out.
 fn json_of(response: &X509svidResponse) -> serde_json::Value {
-    let encode = |der: &Vec<u8>| BASE64_STANDARD.encode(der);
+    let encode = |der: &[u8]| BASE64_STANDARD.encode(der);
     let svids: Vec<_> = response
         .svids
         .iter()
@@ -240,7 +288,7 @@ fn json_of(response: &X509svidResponse) -> serde_json::Value {
         .map(|(name, bundle)| (name.clone(), encode(bundle).into()))
         .collect();
     json!({
-        "crl": response.crl.iter().map(encode).collect::<Vec<_>>(),
+        "crl": response.crl.iter().map(|list| encode(list)).collect::<Vec<_>>(),
         "federated_bundles": federated,
         "svids": svids,
     })
@@ -298,7 +346,7 @@ fn pretty_of(response: &X509svidResponse, after: Duration) -> anyhow::Result<Str
 }
 
 /// The bundles of other trust domains, in the order of their names.
-fn federated(response: &X509svidResponse) -> Vec<(&String, &Vec<u8>)> {
+pub(super) fn federated(response: &X509svidResponse) -> Vec<(&String, &Vec<u8>)> {
     let mut all: Vec<_> = response.federated_bundles.iter().collect();
     all.sort();
     all
@@ -322,81 +370,6 @@ fn validity(what: &str, certificate: &[u8]) -> anyhow::Result<[String; 2]> {
             date(validity.not_after.timestamp())
         ),
     ])
-}
-
-/// `svid.N.pem`, `svid.N.key`, `bundle.N.pem` and `federated_bundle.N.M.pem`, the key for its owner alone.
-fn write(response: &X509svidResponse, folder: &Path, silent: bool) -> anyhow::Result<()> {
-    fs::create_dir_all(folder)
-        .with_context(|| format!("cannot make the folder `{}`", folder.display()))?;
-    for (number, svid) in response.svids.iter().enumerate() {
-        let mut all = files(number, svid)?.to_vec();
-        for (place, (_, bundle)) in federated(response).into_iter().enumerate() {
-            let name = format!("federated_bundle.{number}.{place}.pem");
-            all.push((name, 0o644, certificates(bundle)?));
-        }
-        for (name, mode, text) in all {
-            let path = folder.join(name);
-            if !silent {
-                anstream::println!("Writing {} to file {}.", what(&path), path.display());
-            }
-            write_whole(&path, mode, &text)?;
-        }
-    }
-    Ok(())
-}
-
-fn files(number: usize, svid: &X509svid) -> anyhow::Result<[(String, u32, String); 3]> {
-    Ok([
-        (
-            format!("svid.{number}.pem"),
-            0o644,
-            certificates(&svid.x509_svid)?,
-        ),
-        (
-            format!("svid.{number}.key"),
-            0o600,
-            pem("PRIVATE KEY", &svid.x509_svid_key),
-        ),
-        (
-            format!("bundle.{number}.pem"),
-            0o644,
-            certificates(&svid.bundle)?,
-        ),
-    ])
-}
-
-fn certificates(der: &[u8]) -> anyhow::Result<String> {
-    let all = split_der(der).context("the agent's certificates cannot be read")?;
-    Ok(all.iter().map(|one| pem("CERTIFICATE", one)).collect())
-}
-
-/// A reader sees the old file or the new one, never half of one.
-fn write_whole(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
-    let fresh = path.with_extension("new");
-    let failed = || format!("cannot write `{}`", path.display());
-    let mut options = OpenOptions::new();
-    let _ = fs::remove_file(&fresh);
-    let mut file = options
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&fresh)
-        .with_context(failed)?;
-    file.write_all(text.as_bytes()).with_context(failed)?;
-    fs::rename(&fresh, path).with_context(failed)
-}
-
-fn what(path: &Path) -> &'static str {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    match name {
-        _ if name.starts_with("bundle") => "bundle",
-        _ if name.starts_with("federated_bundle") => "federated bundle",
-        _ if name.ends_with(".key") => "key",
-        _ => "SVID",
-    }
 }
 
 /// As Go prints a time: `2026-11-24 03:31:42 +0000 UTC`.

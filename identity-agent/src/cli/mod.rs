@@ -2,9 +2,12 @@
 
 mod admin;
 mod client;
+mod drift;
 mod explain;
 mod fetch;
+mod files;
 mod jwt;
+mod posture;
 
 use std::{
     ffi::OsString,
@@ -20,6 +23,7 @@ use clap_complete::Shell;
 use postern_agent::{app, config::Config, telemetry};
 use postern_policies::yaml::fields::parse_duration;
 use postern_proto::ENDPOINT_VARIABLE;
+use postern_supervisor::Supervisor;
 
 /// Finds out which workload a process is, and gives it a short-lived identity.
 #[derive(Debug, Parser)]
@@ -32,15 +36,28 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the agent
+    #[command(
+        after_help = "Examples:\n  postern-agent run --config /etc/postern/agent.yaml\n  postern-agent run --check --config agent.yaml"
+    )]
     Run {
         /// The configuration file
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+
+        /// Reads the configuration and the documents that it names, and says whether they are good
+        #[arg(long)]
+        check: bool,
     },
     /// Asks the Workload API, as a workload does
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  postern-agent api fetch x509 -output json\n  postern-agent api watch"
+    )]
     Api(Api),
     /// Tells whether the agent answers
+    #[command(
+        after_help = "Examples:\n  postern-agent healthcheck\n  postern-agent healthcheck --shallow -socketPath /run/postern/agent.sock"
+    )]
     Healthcheck {
         #[command(flatten)]
         endpoint: Endpoint,
@@ -52,35 +69,65 @@ enum Command {
         verbose: bool,
     },
     /// Shows what is true of a process, which Workloads it is, and which it nearly is
+    #[command(
+        after_help = "Examples:\n  postern-agent explain --pid 4711\n  postern-agent explain --pid 4711 --config agent.yaml --json"
+    )]
     Explain(explain::Explain),
-    /// Shows the isolation that a process really has
-    Posture(explain::Posture),
+    /// Shows the isolation that a process really has, and what would mend it
+    Posture(posture::Posture),
     /// Workloads, over the admin socket
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  postern-agent workload list\n  postern-agent workload show production/web"
+    )]
     Workload(admin::Workload),
     /// The trust bundle, over the admin socket
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  postern-agent bundle show > ca.pem"
+    )]
     Bundle(admin::Bundle),
     /// The roots and the keys of tokens, over the admin socket
-    #[command(subcommand)]
+    #[command(subcommand, after_help = AUTHORITY_EXAMPLES)]
     Authority(admin::Authority),
-    /// Deviations from baselines, over the admin socket
-    #[command(subcommand)]
-    Drift(admin::Drift),
+    /// Deviations from baselines, and rules that look for them
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  postern-agent drift list\n  postern-agent drift learn --for 10m production/web > baseline.yaml\n  postern-agent drift rules check rules/falco.yaml"
+    )]
+    Drift(drift::Drift),
     /// Prints completions for a shell
+    #[command(
+        after_help = "Examples:\n  postern-agent completions bash > /usr/share/bash-completion/completions/postern-agent\n  postern-agent completions zsh > /usr/share/zsh/vendor-completions/_postern-agent\n  postern-agent completions fish > ~/.config/fish/completions/postern-agent.fish"
+    )]
     Completions {
         /// The shell
         shell: Shell,
+    },
+    /// Writes the manual pages into a folder, for packages
+    #[command(hide = true)]
+    Manual {
+        /// The folder
+        directory: PathBuf,
     },
 }
 
 #[derive(Debug, Subcommand)]
 enum Api {
     /// Fetches the caller's identities
+    #[command(
+        after_help = "Examples:\n  postern-agent api fetch\n  postern-agent api fetch x509 -output json | jq -r .svids[0].spiffe_id\n  postern-agent api fetch jwt -audience https://api.example\n  postern-agent api fetch -write ./svids"
+    )]
     Fetch(fetch::Fetch),
     /// Shows every update of the caller's identities
+    #[command(
+        after_help = "Examples:\n  postern-agent api watch\n  postern-agent api watch -write /run/app/svids -- nginx -s reload"
+    )]
     Watch(fetch::Watch),
     /// Has the agent verify a token
+    #[command(
+        after_help = "Examples:\n  postern-agent api validate jwt -audience https://api.example -svid \"$TOKEN\""
+    )]
     Validate(jwt::Validate),
 }
 
@@ -127,7 +174,7 @@ impl Output {
 pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments = Arguments::parse_from(arguments.map(with_two_dashes));
     let outcome = match arguments.command {
-        Command::Run { config } => return serve(&config),
+        Command::Run { config, check } => return run_or_check(&config, check),
         Command::Api(Api::Fetch(fetch)) => client::block_on(fetch.run()),
         Command::Api(Api::Watch(watch)) => client::block_on(watch.run()),
         Command::Api(Api::Validate(validate)) => client::block_on(validate.run()),
@@ -141,7 +188,7 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Workload(command) => client::block_on(command.run()),
         Command::Bundle(command) => client::block_on(command.run()),
         Command::Authority(command) => client::block_on(command.run()),
-        Command::Drift(command) => client::block_on(command.run()),
+        Command::Drift(command) => return command.run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(
@@ -151,6 +198,9 @@ pub(crate) fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
                 &mut script,
             );
             std::io::stdout().write_all(&script).map_err(Into::into)
+        }
+        Command::Manual { directory } => {
+            clap_mangen::generate_to(Arguments::command(), directory).map_err(Into::into)
         }
     };
     finish(outcome)
@@ -166,7 +216,7 @@ fn finish(outcome: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-fn serve(path: &Path) -> ExitCode {
+fn run_or_check(path: &Path, is_check: bool) -> ExitCode {
     let text = match std::fs::read(path) {
         Ok(text) => text,
         Err(error) => {
@@ -183,20 +233,60 @@ fn serve(path: &Path) -> ExitCode {
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    telemetry::start_log();
-    // One thread serves; files are read on others.
-    let outcome = app::harden().and_then(|()| {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(MAX_THREADS)
-            .build()
-            .context("cannot start the runtime")?
-            .block_on(app::run(config))
-    });
+    if let Err(error) = app::check_walls(&config) {
+        anstream::eprintln!("postern-agent: {error:#}");
+        return ExitCode::from(BAD_CONFIGURATION);
+    }
+    match is_check {
+        true => check(path, &config),
+        false => serve(config),
+    }
+}
+
+fn check(path: &Path, config: &Config) -> ExitCode {
+    match app::check(config) {
+        Ok(workloads) => {
+            anstream::println!("{}: good, {workloads} Workloads", path.display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            anstream::eprintln!("{error:#}");
+            ExitCode::from(BAD_CONFIGURATION)
+        }
+    }
+}
+
+fn serve(config: Config) -> ExitCode {
+    // Before any thread is started.
+    let supervisor = match Supervisor::take() {
+        Ok(supervisor) => supervisor,
+        Err(error) => return finish(Err(error.into())),
+    };
+    let log = match telemetry::start_log() {
+        Ok(log) => log,
+        Err(error) => {
+            anstream::eprintln!("postern-agent: {error:#}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let outcome = app::harden(&config)
+        .and_then(|()| telemetry::write_log())
+        .and_then(|()| serve_with(config, supervisor));
     if let Err(error) = &outcome {
         tracing::error!(error = format!("{error:#}"), "the agent ends");
     }
+    drop(log);
     finish(outcome)
+}
+
+/// One thread serves; files are read on others.
+fn serve_with(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(MAX_THREADS)
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(app::run(config, supervisor))
 }
 
 /// Go's flags take one dash or two; `-socketPath` becomes `--socketPath`. A single letter is left
@@ -237,7 +327,14 @@ fn called_spire_agent() -> bool {
 
 /// A duration as Go writes it, `5s` or `1m`.
 fn duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text).ok_or_else(|| "write a whole number and a unit, such as `5s`".to_owned())
+    let time = parse_duration(text).filter(|time| !time.is_zero());
+    time.ok_or_else(|| "write a whole number above 0 and a unit, such as `5s`".to_owned())
+}
+
+/// The number of a process.
+fn process_number(text: &str) -> Result<i32, String> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| format!("write the number of a process, 1 to {}", i32::MAX))
 }
 
 /// More callers at once wait for their turn. A service that hangs holds one for three seconds.
@@ -249,14 +346,44 @@ const SPIRE_SOCKET: &str = "/tmp/spire-agent/public/api.sock";
 /// The exit code of a configuration that cannot be used.
 const BAD_CONFIGURATION: u8 = 64;
 
+const AUTHORITY_EXAMPLES: &str = "\
+Examples:
+  postern-agent authority show
+  postern-agent authority prepare
+  postern-agent authority activate
+  postern-agent authority taint 9f86d081884c7d65
+  postern-agent authority revoke 9f86d081884c7d65
+
+This is the order in which keys are replaced.";
+
 const EXAMPLES: &str = "\
 Examples:
   postern-agent run --config agent.yaml
   postern-agent api fetch x509 -socketPath /run/postern/agent.sock -output json
+  postern-agent run --check --config agent.yaml
   postern-agent api fetch -write ./svids
   postern-agent api fetch jwt -audience https://api.example
   postern-agent explain --pid 4711 --config agent.yaml
+  postern-agent posture --pid 4711 --json
+  postern-agent drift rules check rules/falco.yaml
   postern-agent drift list --json -socketPath /run/postern/admin/admin.sock
 
 Options may be written with one dash or two. Exit codes: 0 yes, 1 no or failed, 2 wrong use,
 64 bad configuration";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::{Arguments, with_two_dashes};
+
+    #[test]
+    fn every_command_has_examples_that_parse() {
+        let parse = |words: &[String]| {
+            let words = words.iter().map(|word| with_two_dashes(word.into()));
+            Arguments::command().try_get_matches_from(words)
+        };
+        let found = postern_examples::mistakes(&Arguments::command(), &[], parse);
+        assert!(found.is_empty(), "{found:#?}");
+    }
+}

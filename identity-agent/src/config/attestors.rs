@@ -1,6 +1,10 @@
 //! `attestors`: who states what is true of a process.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use postern_policies::{
     diagnostic::Problems,
@@ -24,6 +28,19 @@ pub struct Attestors {
     pub kubernetes: Option<Kubelet>,
     /// `systemd:` selectors, and the address of the system's bus.
     pub systemd: Option<String>,
+    /// `image:` selectors, and what they go by.
+    pub image: Option<ImageEvidence>,
+}
+
+/// Where it lies what is known of images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageEvidence {
+    /// The folder of reports, exceptions and signatures.
+    pub directory: PathBuf,
+    /// How old a report and the database behind it may be.
+    pub max_age: Duration,
+    /// The public keys that signatures count of, by their names.
+    pub keys: BTreeMap<String, PathBuf>,
 }
 
 /// How the kubelet of this node is asked.
@@ -52,7 +69,9 @@ pub(super) fn read(
             ..Attestors::default()
         });
     };
-    let known = ["unix", "posture", "cgroup", "docker", "k8s", "systemd"];
+    let known = [
+        "unix", "posture", "cgroup", "docker", "k8s", "systemd", "image",
+    ];
     let section = Fields::of(node, "attestors", &known, problems)?;
     if let Value::Map(entries) = &node.value {
         let is_empty = |entry: &&Entry| matches!(entry.node.value, Value::Null);
@@ -71,7 +90,10 @@ pub(super) fn read(
         }
     }
     let docker = match section.get("docker") {
-        Some(_) => Some(socket(&section, "docker", DOCKER_SOCKET, problems)?),
+        Some(_) => {
+            let docker = super::section(&section, "docker", &["socket"], problems);
+            Some(socket(docker.as_ref(), "docker", DOCKER_SOCKET, problems)?)
+        }
         None => None,
     };
     let attestors = Attestors {
@@ -87,7 +109,18 @@ pub(super) fn read(
             Some(node) => Some(bus(node, problems)?),
             None => None,
         },
+        image: match section.get("image") {
+            Some(node) => Some(image(node, folder, problems)?),
+            None => None,
+        },
     };
+    if let (Some(_), None, None) = (&attestors.image, &attestors.docker, &attestors.kubernetes) {
+        problems.error_with(
+            node.at,
+            "`attestors.image` has nobody who tells which image a container is of",
+            "switch on `docker: {}` or `k8s: {}` beside it",
+        );
+    }
     if attestors == Attestors::default() {
         problems.error_with(
             node.at,
@@ -171,6 +204,48 @@ fn bus(node: &Node, problems: &mut Problems<'_>) -> Option<String> {
     }
     Some(text.to_owned())
 }
+
+/// `{directory, maxAge, keys: {NAME: FILE}}`.
+fn image(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<ImageEvidence> {
+    let all = Fields::of(node, "image", &["directory", "maxAge", "keys"], problems)?;
+    let directory = super::path(&all, "directory", "evidence", folder, problems)?;
+    let max_age = super::duration(&all, "maxAge", MAX_AGE, problems)?;
+    let mut keys = BTreeMap::new();
+    if let Some(node) = all.get("keys") {
+        let Value::Map(entries) = &node.value else {
+            problems.error_with(
+                node.at,
+                "`image.keys` must be a map of names to files",
+                "`keys: {release: release.pub}`",
+            );
+            return None;
+        };
+        for entry in entries {
+            if !fields::is_object_name(&entry.key) {
+                let text = format!("`{}` in `image.keys` is no name of a key", entry.key);
+                let hint = "lower-case letters, digits and `-`, as in names of Kubernetes";
+                problems.error_with(entry.at, text, hint);
+            }
+            let file = fields::filled(&entry.node, "image.keys", problems)?;
+            keys.insert(entry.key.clone(), folder.join(file));
+        }
+        if keys.len() > MAX_KEYS {
+            let text = format!("`image.keys` has more than {MAX_KEYS} keys");
+            problems.error(node.at, text);
+        }
+    }
+    Some(ImageEvidence {
+        directory,
+        max_age,
+        keys,
+    })
+}
+
+/// Of images that are scanned each day one scan may fail.
+const MAX_AGE: Duration = Duration::from_secs(48 * 3600);
+
+/// Each signature is tried with each.
+const MAX_KEYS: usize = 32;
 
 const KUBELET: &str = "https://127.0.0.1:10250";
 

@@ -2,9 +2,11 @@
 
 mod attestors;
 mod federation;
+mod kubernetes;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,16 +14,21 @@ use std::{
 use postern_policies::{
     Diagnostic,
     diagnostic::Problems,
-    yaml::{Fields, Node, fields, read_one},
+    yaml::{
+        Fields, Node, Value, fields, read_one,
+        walls::{self, Walls},
+    },
 };
 use postern_spiffe::TrustDomain;
 
-pub use attestors::{Attestors, Kubelet};
+pub use attestors::{Attestors, ImageEvidence, Kubelet};
 
 use crate::{
     authority::{Lifetimes, Upstream},
     federation::Peer,
+    kubernetes::Server,
     publish::Publication,
+    registry::Folder,
 };
 
 /// Everything that an agent needs to know. All paths are absolute or relative to the caller.
@@ -33,14 +40,18 @@ pub struct Config {
     pub state: PathBuf,
     /// The Workload API's socket.
     pub workload_api: PathBuf,
+    /// How long a connection to it may have nothing open.
+    pub workload_api_idle: Duration,
     /// The admin socket.
     pub admin: PathBuf,
     /// Where health and metrics are told.
     pub health: SocketAddr,
     /// The folder of Workload documents.
-    pub workloads: PathBuf,
+    pub workloads: Folder,
     /// What proxies are told of policies.
     pub policies: Option<ToldPolicies>,
+    /// The API server that tells pods and policies, if one does.
+    pub kubernetes: Option<Server>,
     /// Which attestors there are.
     pub attestors: Attestors,
     /// A root's lifetime.
@@ -51,12 +62,16 @@ pub struct Config {
     pub jwt_ttl: Duration,
     /// How often callers and pods are looked at again.
     pub reattest: Duration,
+    /// How many events of processes may wait to be judged.
+    pub waiting_events: usize,
     /// The trust domains whose bundles Workloads may have beside their own.
     pub federation: Vec<Peer>,
     /// What is published for others.
     pub publication: Option<Publication>,
     /// An authority above ours.
     pub upstream: Option<Upstream>,
+    /// What the agent puts around itself.
+    pub walls: Walls,
 }
 
 /// The policies that proxies are told.
@@ -90,8 +105,12 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
                 .ok()
         });
     let state = path(&all, "stateDir", "/var/lib/postern", folder, problems);
-    let workload_api = socket(&all, "workloadApi", "/run/postern/agent.sock", problems);
-    let admin = socket(&all, "admin", "/run/postern/admin/admin.sock", problems);
+    let known = ["socket", "idleTimeout"];
+    let api = section(&all, "workloadApi", &known, problems);
+    let workload_api = socket(api.as_ref(), "workloadApi", DEFAULT_SOCKET, problems);
+    let idle = idle_timeout(api.as_ref(), problems);
+    let admin = section(&all, "admin", &["socket"], problems);
+    let admin = socket(admin.as_ref(), "admin", DEFAULT_ADMIN_SOCKET, problems);
     let health = section(&all, "health", &["listen"], problems).map_or_else(
         || Some(DEFAULT_HEALTH),
         |section| match section.get("listen") {
@@ -100,8 +119,10 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
         },
     );
     let workloads = match section(&all, "workloads", &["directory"], problems) {
-        Some(section) => path(&section, "directory", "workloads", folder, problems),
-        None => Some(folder.join("workloads")),
+        Some(section) => {
+            path(&section, "directory", "workloads", folder, problems).map(Folder::named)
+        }
+        None => Some(Folder::by_default(folder.join("workloads"))),
     };
     let attestors = attestors::read(&all, folder, problems);
     let (lifetimes, upstream) = lifetimes(&all, folder, problems)?;
@@ -120,8 +141,17 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
         }
         None => None,
     };
+    let states_pods = attestors
+        .as_ref()
+        .is_none_or(|all| all.kubernetes.is_some());
+    let kubernetes = match all.get("kubernetes") {
+        Some(node) => Some(kubernetes::read(node, states_pods, folder, problems)?),
+        None => None,
+    };
+    let waiting_events = waiting_events(&all, problems);
     let federation = federation::read(&all, trust_domain.as_ref(), folder, problems);
     let publication = federation::publication(&all, trust_domain.as_ref(), folder, problems);
+    let walls = walls(&all, folder, problems);
     let (workload_api, admin) = (workload_api?, admin?);
     // Whoever may list Workloads is not whoever may ask for an identity.
     if workload_api.parent() == admin.parent() {
@@ -135,19 +165,35 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
         trust_domain: trust_domain?,
         state: state?,
         workload_api,
+        workload_api_idle: idle?,
         admin,
         health: health?,
         workloads: workloads?,
         policies,
+        kubernetes,
         attestors: attestors?,
         ca_ttl: lifetimes.root,
         svid_ttl: lifetimes.svid,
         jwt_ttl: lifetimes.jwt,
         reattest: reattest?,
+        waiting_events: waiting_events?,
         federation: federation?,
         publication: publication?,
         upstream,
+        walls: walls?,
     })
+}
+
+fn walls(all: &Fields<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<Walls> {
+    let walls = walls::read(all, folder, problems)?;
+    if let (Some(true), Some(node)) = (walls.landlock, all.get("walls")) {
+        problems.error_with(
+            node.at,
+            "`walls.landlock` cannot be on for an agent: who is fenced in looks into no other process",
+            "leave it out",
+        );
+    }
+    Some(walls)
 }
 
 fn lifetimes(
@@ -256,15 +302,12 @@ fn path(
 
 /// `{socket: unix:///absolute/path}`. Spec: SPIFFE Workload Endpoint section 4.
 fn socket(
-    all: &Fields<'_>,
+    section: Option<&Fields<'_>>,
     name: &str,
     default: &str,
     problems: &mut Problems<'_>,
 ) -> Option<PathBuf> {
-    let Some(section) = section(all, name, &["socket"], problems) else {
-        return Some(PathBuf::from(default));
-    };
-    let Some(node) = section.get("socket") else {
+    let Some(node) = section.and_then(|section| section.get("socket")) else {
         return Some(PathBuf::from(default));
     };
     let text = fields::filled(node, "socket", problems)?;
@@ -281,7 +324,60 @@ fn socket(
     }
 }
 
-const KEYS: [&str; 11] = [
+/// `{idleTimeout: 5m}`.
+fn idle_timeout(section: Option<&Fields<'_>>, problems: &mut Problems<'_>) -> Option<Duration> {
+    let Some(node) = section.and_then(|section| section.get("idleTimeout")) else {
+        return Some(DEFAULT_IDLE);
+    };
+    let idle = fields::duration(node, "idleTimeout", problems)?;
+    if !IDLE.contains(&idle) {
+        problems.error_with(
+            node.at,
+            "`workloadApi.idleTimeout` is shorter than a second or longer than a day",
+            "clients connect again by themselves; `5m` is the default",
+        );
+        return None;
+    }
+    Some(idle)
+}
+
+/// `drift: {waitingEvents: 8192}`.
+fn waiting_events(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<usize> {
+    let section = section(all, "drift", &["waitingEvents"], problems);
+    let Some(node) = section.as_ref().and_then(|one| one.get("waitingEvents")) else {
+        return Some(DEFAULT_WAITING_EVENTS);
+    };
+    let found = match node.value {
+        Value::Integer(number) => usize::try_from(number).ok(),
+        _ => None,
+    };
+    let found = found.filter(|number| WAITING_EVENTS.contains(number));
+    if found.is_none() {
+        problems.error_with(
+            node.at,
+            format!(
+                "`drift.waitingEvents` is not from {} to {}",
+                WAITING_EVENTS.start(),
+                WAITING_EVENTS.end()
+            ),
+            "each takes a kibibyte of the kernel's memory; `8192` is the default",
+        );
+    }
+    found
+}
+
+/// What a machine does in some seconds.
+const DEFAULT_WAITING_EVENTS: usize = 8_192;
+const WAITING_EVENTS: RangeInclusive<usize> = 16..=262_144;
+
+const DEFAULT_SOCKET: &str = "/run/postern/agent.sock";
+const DEFAULT_ADMIN_SOCKET: &str = "/run/postern/admin/admin.sock";
+
+const DEFAULT_IDLE: Duration = Duration::from_secs(5 * 60);
+const IDLE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
+
+const KEYS: [&str; 14] = [
+    "walls",
     "trustDomain",
     "stateDir",
     "workloadApi",
@@ -289,9 +385,11 @@ const KEYS: [&str; 11] = [
     "health",
     "workloads",
     "policies",
+    "kubernetes",
     "attestors",
     "authority",
     "reattest",
+    "drift",
     "federation",
 ];
 
@@ -307,7 +405,7 @@ const DEFAULT_HEALTH: SocketAddr =
 mod tests {
     use std::{path::Path, time::Duration};
 
-    use super::Config;
+    use super::{Config, Folder};
 
     fn read(text: &str) -> Result<Config, Vec<String>> {
         Config::read(Path::new("/etc/postern/agent.yaml"), text.as_bytes())
@@ -317,10 +415,27 @@ mod tests {
     #[test]
     fn one_line_is_enough() {
         let config = read("trustDomain: example.org\n").unwrap();
-        assert_eq!(config.workloads, Path::new("/etc/postern/workloads"));
+        let workloads = Folder::by_default("/etc/postern/workloads".into());
+        assert_eq!(config.workloads, workloads);
         assert_eq!(config.workload_api, Path::new("/run/postern/agent.sock"));
         assert_eq!(config.svid_ttl, Duration::from_secs(3600));
+        assert_eq!(config.workload_api_idle, Duration::from_secs(300));
+        let config = read("trustDomain: a\nworkloadApi: {idleTimeout: 1s}\n").unwrap();
+        assert_eq!(config.workload_api_idle, Duration::from_secs(1));
+        assert_eq!(config.workload_api, Path::new("/run/postern/agent.sock"));
+        let config = read("trustDomain: example.org\n").unwrap();
+        assert_eq!(config.waiting_events, 8_192);
+        for (number, is_good) in [("16", true), ("15", false), ("-1", false), ("many", false)] {
+            let text = format!("trustDomain: a\ndrift: {{waitingEvents: {number}}}\n");
+            assert_eq!(read(&text).is_ok(), is_good, "{number}");
+        }
         assert!(config.attestors.unix && config.attestors.posture);
+        assert_eq!(config.attestors.image, None);
+        let text = "trustDomain: a\nattestors: {k8s: {}, image: {keys: {release: r.pub}}}\n";
+        let image = read(text).unwrap().attestors.image.unwrap();
+        assert_eq!(image.directory, Path::new("/etc/postern/evidence"));
+        assert_eq!(image.max_age, Duration::from_secs(48 * 3600));
+        assert_eq!(image.keys["release"], Path::new("/etc/postern/r.pub"));
     }
 
     #[track_caller]
@@ -351,6 +466,12 @@ mod tests {
     fn what_cannot_be_honoured_is_refused() {
         refused("{}", &["needs `trustDomain`"]);
         refused("", &["the file is empty"]);
+        for idle in ["999ms", "25h", "0s", "5"] {
+            refused(
+                &format!("trustDomain: a\nworkloadApi: {{idleTimeout: {idle}}}"),
+                &["idleTimeout`"],
+            );
+        }
         refused(
             "trustDomain: a\nattestors: {k8s: {kubelet: 'http://127.0.0.1:10250'}}",
             &["is no address of a kubelet"],
@@ -380,6 +501,21 @@ mod tests {
             &["six times `authority.jwtTTL`"],
         );
         refused("trustDomain: a\nattestors: {}", &["there is no attestor"]);
+        for (image, said) in [
+            ("image: {}", "nobody who tells which image"),
+            ("image: {}, unix: {}", "nobody who tells which image"),
+            ("docker: {}, image: {maxAge: 0s}", "is no duration"),
+            ("docker: {}, image: {maxAge: 7}", "`maxAge` needs a unit"),
+            ("docker: {}, image: {keys: [a.pub]}", "must be a map"),
+            (
+                "docker: {}, image: {keys: {'a b': a.pub}}",
+                "no name of a key",
+            ),
+            ("docker: {}, image: {keys: {a: ''}}", "`image.keys`"),
+            ("docker: {}, image: {folder: x}", "unknown field `folder`"),
+        ] {
+            refused(&format!("trustDomain: a\nattestors: {{{image}}}"), &[said]);
+        }
         for (peer, said) in [
             ("{name: b}", "needs `bundleFile` or `url`"),
             ("{name: a, bundleFile: f}", "is the own trust domain"),
@@ -416,6 +552,29 @@ mod tests {
         ] {
             let text = format!("trustDomain: a\nfederation: {{trustDomains: [{peer}]}}");
             refused(&text, &[said]);
+        }
+        for (kubernetes, said) in [
+            (
+                "{server: 'http://127.0.0.1:6443'}",
+                "is no address of an API server",
+            ),
+            (
+                "{server: 'https://u@host'}",
+                "is no address of an API server",
+            ),
+            ("{selectors: ['unix:uid:0']}", "has `{uid}`, nor is there"),
+            ("{selectors: ['k8s:pod-uid:{id}']}", "is none of"),
+            ("{}", "need the attestor `k8s`"),
+            (
+                "{selectors: ['unix:path:/{namespace}/{pod}'], maxObjects: 0}",
+                "`kubernetes.maxObjects`",
+            ),
+            ("{token: x}", "unknown field `token`"),
+        ] {
+            refused(
+                &format!("trustDomain: a\nkubernetes: {kubernetes}"),
+                &[said],
+            );
         }
         refused(
             "trustDomain: a\npolicies: {}",

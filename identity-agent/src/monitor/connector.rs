@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     net::{
@@ -17,7 +18,8 @@ use rustix::{
 };
 use tokio::io::unix::AsyncFd;
 
-use super::Followed;
+use super::{Event, Followed, Source};
+use crate::rules::Class;
 
 /// The kernel's word on processes.
 #[derive(Debug)]
@@ -31,14 +33,14 @@ enum Told {
         /// 0, or a number of errno.
         error: u32,
     },
-    /// The process of this number runs another program, or has another user or group.
-    Changed(i32),
+    /// Something happened to a process.
+    Happened(Event),
     /// Anything else.
     Other,
 }
 
 impl Kernel {
-    /// Asks the kernel to tell. Needs `CAP_NET_ADMIN` now, and not later.
+    /// Asks the kernel to tell, and to keep about so many events. Needs `CAP_NET_ADMIN` now, and not later.
     ///
     /// # Errors
     /// It does not: callers rely on their timers.
@@ -47,7 +49,7 @@ impl Kernel {
         reason = "its successor is unsafe for types that may change their descriptor; an `OwnedFd` \
                   that nobody else touches does not"
     )]
-    pub fn listen() -> io::Result<Self> {
+    pub fn listen(waiting: usize) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(
             AddressFamily::NETLINK,
@@ -55,33 +57,38 @@ impl Kernel {
             flags,
             Some(CONNECTOR),
         )?;
+        setsockopt(&socket, sockopt::RcvBufForce, &(waiting * EVENT_BYTES / 2))?;
         bind(&socket, &SocketAddrNetlink::new(0, GROUP))?;
-        // From Linux 6.6 on only what is asked for is told; before, the longer question has no answer.
-        let events = EXEC | UID | GID;
-        let asked = ask(&socket, &[LISTEN, events]);
-        if asked
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
-        {
-            ask(&socket, &[LISTEN])?;
-        } else {
-            asked?;
-        }
+        // From Linux 6.6 on less can be asked for, but to that there is no answer, because the kernel's
+        // filter drops its own: who waited for it would wait in vain at every start.
+        ask(&socket, &[LISTEN])?;
         AsyncFd::new(socket).map(Self)
     }
 
-    /// Passes on what the kernel tells, for ever.
+    /// Passes on what the kernel tells, for ever: to those who follow a process, and all of it to `heard`.
     ///
     /// # Errors
     /// The socket's own.
-    pub async fn tell(self, followed: &Followed) -> io::Result<std::convert::Infallible> {
+    pub async fn tell(
+        self,
+        followed: &Followed,
+        heard: impl Fn(Event),
+    ) -> io::Result<std::convert::Infallible> {
         loop {
             let mut ready = self.0.readable().await?;
             match ready.try_io(|socket| receive(socket.get_ref())) {
-                Ok(Ok(Told::Changed(pid))) => followed.changed(pid),
+                Ok(Ok(Told::Happened(event))) => {
+                    if let Event::Changed(_, pid) = event {
+                        followed.changed(pid);
+                    }
+                    heard(event);
+                }
                 Ok(Ok(_)) | Err(_) => {}
                 // More happened than there was room for: anything may have.
-                Ok(Err(error)) if error.raw_os_error() == Some(NO_ROOM) => followed.all_changed(),
+                Ok(Err(error)) if error.raw_os_error() == Some(NO_ROOM) => {
+                    followed.all_changed();
+                    heard(Event::Lost(Source::Connector));
+                }
                 Ok(Err(error)) => return Err(error),
             }
         }
@@ -153,12 +160,31 @@ fn read(message: &[u8]) -> Told {
     let about = start + 16;
     match (is_of_processes, word(start)) {
         (true, Some(ANSWER)) => word(about).map_or(Told::Other, |error| Told::Answer { error }),
-        (true, Some(EXEC | UID | GID)) => {
-            // The thread's number, then the process'.
-            let pid = word(about + 4).and_then(|pid| i32::try_from(pid).ok());
-            pid.map_or(Told::Other, Told::Changed)
+        (true, Some(what)) => {
+            // A thread's number, then that of its process.
+            let number = |at: usize| word(about + at).and_then(|pid| i32::try_from(pid).ok());
+            event(what, number).map_or(Told::Other, Told::Happened)
         }
         _ => Told::Other,
+    }
+}
+
+/// What a message tells; `number` reads what it is about.
+fn event(what: u32, number: impl Fn(usize) -> Option<i32>) -> Option<Event> {
+    match what {
+        EXEC => Some(Event::Changed(Class::Exec, number(4)?)),
+        UID | GID => Some(Event::Changed(Class::Credentials, number(4)?)),
+        FORK => {
+            let (parent, thread, child) = (number(4)?, number(8)?, number(12)?);
+            // A new thread is no new process.
+            (thread == child).then_some(Event::Forked { parent, child })
+        }
+        PTRACE => {
+            let (process, tracer) = (number(4)?, number(12)?);
+            // The end of it has no tracer.
+            (tracer != 0).then_some(Event::Traced { process, tracer })
+        }
+        _ => None,
     }
 }
 
@@ -168,6 +194,9 @@ const CONNECTOR_BYTES: usize = 20;
 /// The kernel's messages have 76 bytes.
 const MAX_MESSAGE_BYTES: usize = 512;
 
+/// What a message takes of the kernel's memory. The kernel keeps twice what it is asked for.
+const EVENT_BYTES: usize = 1024;
+
 const NLMSG_DONE: u32 = 3;
 const CN_IDX_PROC: u32 = 1;
 const CN_VAL_PROC: u32 = 1;
@@ -176,9 +205,11 @@ const GROUP: u32 = 1;
 const LISTEN: u32 = 1;
 
 const ANSWER: u32 = 0;
+const FORK: u32 = 0x1;
 const EXEC: u32 = 0x2;
 const UID: u32 = 0x4;
 const GID: u32 = 0x40;
+const PTRACE: u32 = 0x100;
 
 /// `ENOBUFS`
 const NO_ROOM: i32 = 105;
@@ -188,32 +219,53 @@ const PATIENCE: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
-    use super::{ANSWER, EXEC, GID, Told, UID, question, read};
+    use super::{ANSWER, Class, EXEC, Event, FORK, GID, PTRACE, Told, UID, question, read};
 
-    /// A message of the kernel about a thread and a process.
-    fn message(what: u32, about: [u32; 2]) -> Vec<u8> {
-        let [thread, process] = about;
-        question(&[what, 0, 0, 0, thread, process, 0, 0, 0, 0])
+    /// A message of the kernel about a thread and a process, and perhaps two more.
+    fn message(what: u32, about: [u32; 4]) -> Vec<u8> {
+        let [thread, process, other_thread, other] = about;
+        question(&[what, 0, 0, 0, thread, process, other_thread, other, 0, 0])
     }
 
     #[test]
-    fn executions_and_changes_of_users_are_told_by_the_process() {
-        for (what, expected) in [
-            (EXEC, Told::Changed(7)),
-            (UID, Told::Changed(7)),
-            (GID, Told::Changed(7)),
-            (0x1, Told::Other),
-            (0x8000_0000, Told::Other),
-            (ANSWER, Told::Answer { error: 8 }),
+    fn what_happens_to_a_process_is_told_by_its_number() {
+        let happened = Told::Happened;
+        let made = Event::Forked {
+            parent: 7,
+            child: 5,
+        };
+        let traced = Event::Traced {
+            process: 7,
+            tracer: 5,
+        };
+        for (what, about, expected) in [
+            (EXEC, [8, 7, 0, 0], happened(Event::Changed(Class::Exec, 7))),
+            (
+                UID,
+                [8, 7, 0, 0],
+                happened(Event::Changed(Class::Credentials, 7)),
+            ),
+            (
+                GID,
+                [8, 7, 0, 0],
+                happened(Event::Changed(Class::Credentials, 7)),
+            ),
+            (FORK, [8, 7, 5, 5], happened(made)),
+            (FORK, [8, 7, 9, 7], Told::Other),
+            (PTRACE, [8, 7, 6, 5], happened(traced)),
+            (PTRACE, [8, 7, 0, 0], Told::Other),
+            (0x8, [8, 7, 6, 5], Told::Other),
+            (0x8000_0000, [8, 7, 0, 0], Told::Other),
+            (ANSWER, [8, 7, 0, 0], Told::Answer { error: 8 }),
+            (EXEC, [8, u32::MAX, 0, 0], Told::Other),
         ] {
-            assert_eq!(read(&message(what, [8, 7])), expected, "{what:#x}");
+            assert_eq!(read(&message(what, about)), expected, "{what:#x}");
         }
-        assert_eq!(read(&message(EXEC, [8, u32::MAX])), Told::Other);
     }
 
     #[test]
     fn a_message_that_is_cut_or_of_another_connector_tells_nothing() {
-        let whole = message(EXEC, [8, 7]);
+        let whole = message(EXEC, [8, 7, 0, 0]);
         for length in 0..60 {
             let told = read(&whole[..length]);
             assert_eq!(told, Told::Other, "{length}");

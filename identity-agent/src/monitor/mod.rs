@@ -5,14 +5,69 @@
 //! the initial namespaces) the timer alone remains.
 
 mod connector;
+mod mounts;
 
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
 
-use crate::caller::PinnedProcess;
+use crate::{caller::PinnedProcess, rules::Class};
 
 pub use connector::Kernel;
+pub use mounts::Mounts;
+
+/// What the kernel tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A process runs another program, or has another user or group.
+    Changed(Class, i32),
+    /// A process has made another one.
+    Forked {
+        /// Who.
+        parent: i32,
+        /// The new one.
+        child: i32,
+    },
+    /// Somebody has begun to trace a process.
+    Traced {
+        /// Whom.
+        process: i32,
+        /// Who.
+        tracer: i32,
+    },
+    /// More happened than there was room for.
+    Lost(Source),
+}
+
+/// Who tells, or passes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The process connector.
+    Connector,
+    /// The queue of what is to be judged.
+    Queue,
+}
+
+impl Source {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Connector, Self::Queue];
+
+    /// Its place in a set of them.
+    pub(crate) fn bit(self) -> u8 {
+        match self {
+            Self::Connector => 1,
+            Self::Queue => 2,
+        }
+    }
+
+    /// As it is counted.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connector => "connector",
+            Self::Queue => "queue",
+        }
+    }
+}
 
 /// The processes that somebody watches, by their numbers.
 ///

@@ -1,35 +1,84 @@
-//! The Workloads of this node: from the folder of their documents, and registered over the admin
-//! socket.
+//! The Workloads of this node: from the folder of their documents, registered over the admin socket, and
+//! as the API server of a cluster tells them; and the policies that proxies are told together with them.
 //!
-//! A folder with a mistake is refused whole, and so is a change that does not fit to what is there;
-//! the last good set stays in force.
+//! A folder with a mistake is refused whole, and so is a change that does not fit to what is there.
+//! Workloads and policies are checked as a pair and replaced as one, so that nobody is ever told a pair
+//! that does not load; the last good pair stays in force.
 
+mod cluster;
+mod folder;
 mod matching;
+mod policies;
+mod rules;
 mod store;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
 use postern_policies::{
-    Diagnostic, Options, PolicySet, SourceFile, files,
+    Diagnostic, Loaded, Options, PolicySet, SourceFile,
+    files::Fingerprint,
     model::workload::{Workload, WorkloadName},
 };
 
+use crate::{kubernetes::Snapshot, rules::RuleSet};
+use cluster::{Cluster, Named};
+use rules::Rules;
+
+pub use folder::Folder;
 pub use matching::{Miss, matching, nearest_misses};
+pub use policies::{Policies, directory};
 pub use store::{Store, StoreError};
 
 /// The Workloads in force.
 #[derive(Debug)]
 pub struct Registry {
-    folder: PathBuf,
+    folder: Folder,
     options: Options,
     /// Locked while something changes.
     kept: Mutex<Kept>,
-    current: ArcSwap<PolicySet>,
+    current: ArcSwap<Pair>,
+    /// The files of rules that were read last, or could not be.
+    rule_files: Mutex<Vec<PathBuf>>,
+    are_rules_news: AtomicBool,
+    /// Is the API server to tell something, and has told nothing yet?
+    awaits_cluster: AtomicBool,
+}
+
+/// Workloads, and policies that load together with them.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// The Workloads.
+    pub workloads: Arc<PolicySet>,
+    /// The policies that proxies are told, if they are.
+    pub policies: Option<Policies>,
+    pub(crate) rules: Rules,
+}
+
+impl Pair {
+    /// # Errors
+    /// [`RegistryError::Unfit`]; the pair before stays.
+    fn of(
+        workloads: PolicySet,
+        policies: Option<Policies>,
+        rules: Rules,
+    ) -> Result<Arc<Self>, RegistryError> {
+        if let Some(policies) = &policies {
+            policies.fit(&workloads)?;
+        }
+        Ok(Arc::new(Self {
+            workloads: Arc::new(workloads),
+            policies,
+            rules,
+        }))
+    }
 }
 
 /// Where the Workloads come from.
@@ -38,7 +87,10 @@ struct Kept {
     /// What the folder held when it was good last: a mistake in it does not keep anybody from taking a
     /// registered Workload away.
     folder: Vec<SourceFile>,
+    /// Was the folder ever there?
+    is_there: bool,
     store: Option<Store>,
+    cluster: Cluster,
 }
 
 /// Why Workloads could not be taken.
@@ -48,8 +100,25 @@ pub enum RegistryError {
     #[error("{0}")]
     Read(#[from] std::io::Error),
     /// A document has mistakes.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    #[error("{}", lines(.0))]
     Mistakes(Vec<Diagnostic>),
+    /// The policies that proxies are told have mistakes, or do not fit to the Workloads.
+    #[error("the policies in `{}` do not load with these Workloads:\n{}", .0.display(), lines(.1))]
+    Unfit(PathBuf, Vec<Diagnostic>),
+    /// What a Workload names in `baseline.rules` is no file of rules.
+    #[error("the rules of Workload `{}` do not load:\n{}", .0, lines(.1))]
+    Rules(WorkloadName, Vec<Diagnostic>),
+    /// There is more than proxies are told.
+    #[error(
+        "the policies in `{}` have {bytes} bytes, at most {} are told", .folder.display(),
+        policies::MAX_BYTES
+    )]
+    TooLarge {
+        /// Where they lie.
+        folder: PathBuf,
+        /// How large they are.
+        bytes: usize,
+    },
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -60,36 +129,141 @@ pub enum RegistryError {
     #[error("there is a Workload `{0}` already; `--replace` replaces it")]
     Exists(WorkloadName),
     /// It was not registered over the admin socket.
-    #[error("there is no Workload `{0}` that was registered with `workload create`")]
+    #[error(
+        "there is no Workload `{0}` that was registered with `workload create`; one of the folder ends with its \
+         file"
+    )]
     Unknown(String),
 }
 
+fn lines(mistakes: &[Diagnostic]) -> String {
+    let lines: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
 impl Registry {
-    /// Reads folder and database for the first time.
+    /// Reads folders and database for the first time.
     ///
     /// # Errors
     /// [`RegistryError`]; callers do not start.
     pub fn open(
-        folder: PathBuf,
+        folder: Folder,
         options: Options,
         store: Option<Store>,
+        policies: Option<Policies>,
     ) -> Result<Self, RegistryError> {
+        let documents = folder.read(false)?;
+        if documents.is_none() {
+            let folder = folder.path().display();
+            tracing::info!(%folder, "there is no folder of Workloads yet; it is read as soon as it is there");
+        }
         let kept = Kept {
-            folder: files::read_documents(&folder)?,
+            is_there: documents.is_some(),
+            folder: documents.unwrap_or_default(),
             store,
+            cluster: Cluster::default(),
         };
-        let first = load(&kept.folder, &kept.registered()?, &options)?;
+        let first = load(&kept.folder, &kept.registered()?, &[], &options)?;
+        let policies = policies.map(|policies| policies.read()).transpose()?;
+        let rules = Rules::read(folder.path(), &first, None)?;
+        let rule_files = rule_files(folder.path(), &first);
         Ok(Self {
             folder,
             options,
             kept: Mutex::new(kept),
-            current: ArcSwap::from_pointee(first),
+            current: ArcSwap::new(Pair::of(first, policies, rules)?),
+            rule_files: Mutex::new(rule_files),
+            are_rules_news: AtomicBool::new(true),
+            awaits_cluster: AtomicBool::new(false),
         })
+    }
+
+    /// The same, to which the API server of a cluster is to tell more.
+    #[must_use]
+    pub fn awaiting_cluster(mut self) -> Self {
+        *self.awaits_cluster.get_mut() = true;
+        self
+    }
+
+    /// Is there more to come from the API server, so that nobody knows yet who is who?
+    pub fn awaits_cluster(&self) -> bool {
+        self.awaits_cluster.load(Ordering::Acquire)
+    }
+
+    /// This is what the API server has. Returns the pods that are others than those that had their names.
+    ///
+    /// # Errors
+    /// [`RegistryError`]; the pair before stays in force, and this one is tried again when the folders
+    /// change.
+    pub fn take_cluster(&self, snapshot: Snapshot) -> Result<HashSet<WorkloadName>, RegistryError> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = Arc::new(snapshot);
+        kept.cluster.newest = Some(snapshot.clone());
+        let before = self.pair();
+        let (folder, registered) = (kept.folder.clone(), kept.registered()?);
+        let (next, left_out) = self.pair_of(
+            (&folder, &registered),
+            before.policies.clone(),
+            Some(&snapshot),
+            &before,
+        )?;
+        self.replace(next);
+        kept.cluster.tell(left_out);
+        let replaced = kept.cluster.replaced_by(&snapshot);
+        kept.cluster.known = Some(snapshot);
+        self.awaits_cluster.store(false, Ordering::Release);
+        Ok(replaced)
+    }
+
+    /// Workloads and policies of files, and what the API server has beside them. Tells what of it is left
+    /// out.
+    fn pair_of(
+        &self,
+        (folder, registered): (&[SourceFile], &[(String, String)]),
+        policies: Option<Policies>,
+        cluster: Option<&Arc<Snapshot>>,
+        before: &Pair,
+    ) -> Result<(Arc<Pair>, BTreeSet<String>), RegistryError> {
+        let Some(snapshot) = cluster else {
+            let own = load(folder, registered, &[], &self.options)?;
+            let rules = self.read_rules(&own, before)?;
+            return Ok((Pair::of(own, policies, rules)?, BTreeSet::new()));
+        };
+        let own = load_silently(folder, registered, &[], &self.options)?.set;
+        let alone = policies.as_ref().map(Policies::alone).transpose()?;
+        let named = Named::by(&own, alone.as_ref());
+        let (directory, mut left_out) = named.leave(&snapshot.directory);
+        let (told, more) = named.leave(&snapshot.policies);
+        left_out.extend(more);
+        let next = load(
+            folder,
+            registered,
+            &cluster::files(&directory),
+            &self.options,
+        )?;
+        let policies = policies.map(|one| one.with(told.into_iter().cloned().collect()));
+        let rules = self.read_rules(&next, before)?;
+        Ok((Pair::of(next, policies, rules)?, left_out))
     }
 
     /// The Workloads in force.
     pub fn current(&self) -> Arc<PolicySet> {
+        self.current.load().workloads.clone()
+    }
+
+    /// The same, with the policies that proxies are told.
+    pub fn pair(&self) -> Arc<Pair> {
         self.current.load_full()
+    }
+
+    /// The rules of a Workload, if it has some.
+    pub fn rules(&self, workload: &WorkloadName) -> Option<Arc<RuleSet>> {
+        self.current.load().rules.of(workload)
+    }
+
+    /// Are there other rules than when this was asked last?
+    pub fn are_rules_news(&self) -> bool {
+        self.are_rules_news.swap(false, Ordering::Relaxed)
     }
 
     /// The names of those that were registered over the admin socket.
@@ -99,22 +273,39 @@ impl Registry {
         all.into_iter().map(|(name, _)| name).collect()
     }
 
-    /// The folder.
-    pub fn folder(&self) -> &Path {
-        &self.folder
+    /// What the folders look like from outside.
+    pub fn looks(&self) -> Vec<Fingerprint> {
+        let pair = self.pair();
+        let policies = pair.policies.as_ref().and_then(Policies::folder);
+        let folders = std::iter::once(self.folder.path()).chain(policies);
+        let rule_files = self.rule_files.lock();
+        let rule_files = rule_files.unwrap_or_else(PoisonError::into_inner);
+        let rules = rule_files.iter().map(PathBuf::as_path);
+        folders.chain(rules).map(Fingerprint::of).collect()
     }
 
-    /// Reads the folder again.
+    /// Reads the folders again. Tells how many Workloads there are.
     ///
     /// # Errors
-    /// [`RegistryError`]; the set before stays in force.
+    /// [`RegistryError`]; the pair before stays in force.
     pub fn reload(&self) -> Result<usize, RegistryError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = files::read_documents(&self.folder)?;
-        let next = load(&folder, &kept.registered()?, &self.options)?;
-        kept.folder = folder;
-        let count = next.workloads().count();
-        self.current.store(Arc::new(next));
+        let documents = self.folder.read(kept.is_there)?;
+        let is_there = documents.is_some();
+        let folder = documents.unwrap_or_default();
+        let before = self.pair();
+        let policies = before.policies.as_ref().map(Policies::read).transpose()?;
+        let (registered, cluster) = (kept.registered()?, kept.cluster.newest.clone());
+        let files = (folder.as_slice(), registered.as_slice());
+        let (next, left_out) = self.pair_of(files, policies, cluster.as_ref(), &before)?;
+        let count = next.workloads.workloads().count();
+        self.replace(next);
+        kept.cluster.tell(left_out);
+        if cluster.is_some() {
+            kept.cluster.known = cluster;
+            self.awaits_cluster.store(false, Ordering::Release);
+        }
+        (kept.folder, kept.is_there) = (folder, is_there);
         Ok(count)
     }
 
@@ -157,11 +348,11 @@ impl Registry {
         all.retain(|(name, _)| !is_sent(name));
         all.extend(documents.iter().cloned());
         // What the folder has by the same name is told with its file.
-        let next = load(&kept.folder, &all, &self.options)?;
+        let next = self.with(&kept, &all)?;
         if let Some(store) = &kept.store {
             store.put(&documents)?;
         }
-        self.current.store(Arc::new(next));
+        self.replace(next);
         Ok(names)
     }
 
@@ -177,12 +368,40 @@ impl Registry {
         if all.len() == before {
             return Err(RegistryError::Unknown(name.to_owned()));
         }
-        let next = load(&kept.folder, &all, &self.options)?;
+        let next = self.with(&kept, &all)?;
         if let Some(store) = &kept.store {
             store.remove(name)?;
         }
-        self.current.store(Arc::new(next));
+        self.replace(next);
         Ok(())
+    }
+
+    /// The pair that there is with these registered Workloads.
+    fn with(&self, kept: &Kept, all: &[(String, String)]) -> Result<Arc<Pair>, RegistryError> {
+        let before = self.pair();
+        let policies = before.policies.clone();
+        let cluster = kept.cluster.known.as_ref();
+        let (next, _) = self.pair_of((&kept.folder, all), policies, cluster, &before)?;
+        Ok(next)
+    }
+
+    /// Whether they can be read or not, their files are looked at from now on.
+    fn read_rules(&self, next: &PolicySet, before: &Pair) -> Result<Rules, RegistryError> {
+        let files = rule_files(self.folder.path(), next);
+        let mut known = self
+            .rule_files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *known = files;
+        drop(known);
+        Rules::read(self.folder.path(), next, Some(&before.rules))
+    }
+
+    fn replace(&self, next: Arc<Pair>) {
+        if !self.current.load().rules.are(&next.rules) {
+            self.are_rules_news.store(true, Ordering::Relaxed);
+        }
+        self.current.store(next);
     }
 }
 
@@ -194,20 +413,163 @@ impl Kept {
     }
 }
 
-/// The folder's documents, and those that were registered.
+fn rule_files(folder: &Path, set: &PolicySet) -> Vec<PathBuf> {
+    let all = set.workloads();
+    all.flat_map(|workload| rules::paths(folder, workload))
+        .collect()
+}
+
+/// The folder's documents, those that were registered, and those of the API server.
 fn load(
     folder: &[SourceFile],
     registered: &[(String, String)],
+    cluster: &[SourceFile],
     options: &Options,
 ) -> Result<PolicySet, RegistryError> {
+    let loaded = load_silently(folder, registered, cluster, options)?;
+    // Of pods nobody has written anything that he could write better.
+    let is_of_a_file = |one: &Diagnostic| !one.file.to_string_lossy().starts_with("kubernetes:");
+    for warning in loaded.warnings.into_iter().filter(is_of_a_file) {
+        tracing::warn!(%warning, "a document is legal, and probably not what is meant");
+    }
+    Ok(loaded.set)
+}
+
+/// The same, without a word on what is legal and probably not meant.
+fn load_silently(
+    folder: &[SourceFile],
+    registered: &[(String, String)],
+    cluster: &[SourceFile],
+    options: &Options,
+) -> Result<Loaded, RegistryError> {
     let mut files = folder.to_vec();
     files.extend(registered.iter().map(|(name, document)| SourceFile {
         path: PathBuf::from(format!("registry:{name}")),
         text: document.clone().into_bytes(),
     }));
-    let loaded = PolicySet::load(&files, options).map_err(RegistryError::Mistakes)?;
-    for warning in loaded.warnings {
-        tracing::warn!(%warning, "a document is legal, and probably not what is meant");
+    files.extend_from_slice(cluster);
+    PolicySet::load(&files, options).map_err(RegistryError::Mistakes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use postern_policies::Options;
+    use postern_spiffe::TrustDomain;
+
+    use super::{Folder, Policies, Registry, RegistryError, Store};
+
+    fn workload(name: &str) -> String {
+        format!(
+            "apiVersion: postern.dev/v1\nkind: Workload\nmetadata: {{name: {name}}}\n\
+             spec: {{serviceAccount: {name}, selectors: ['unix:uid:1']}}\n---\n"
+        )
     }
-    Ok(loaded.set)
+
+    /// A folder of Workloads, one of policies that has a Workload of its own, and a database.
+    struct Folders(tempfile::TempDir);
+
+    impl Folders {
+        fn new() -> Self {
+            let folders = Self(tempfile::tempdir().unwrap());
+            for name in ["workloads", "policies", "state"] {
+                fs::create_dir(folders.at(name)).unwrap();
+            }
+            folders.write("workloads/w.yaml", &workload("web"));
+            folders.write("policies/p.yaml", &workload("database"));
+            folders
+        }
+
+        fn at(&self, name: &str) -> std::path::PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            fs::write(self.at(name), text).unwrap();
+        }
+
+        fn open(&self) -> Registry {
+            let options = || Options::new(TrustDomain::parse("example.org").unwrap());
+            let store = Store::open(&self.at("state")).unwrap();
+            let policies = Policies::of(self.at("policies"), options());
+            Registry::open(
+                Folder::named(self.at("workloads")),
+                options(),
+                Some(store),
+                Some(policies),
+            )
+            .unwrap()
+        }
+    }
+
+    /// The names of the Workloads, and the text of the policies.
+    fn told(registry: &Registry) -> (Vec<String>, String) {
+        let pair = registry.pair();
+        let names = pair.workloads.workloads();
+        let names = names.map(|one| one.name.name.to_string()).collect();
+        let files = pair.policies.as_ref().unwrap().files();
+        let texts: Vec<u8> = files.iter().flat_map(|one| one.text.clone()).collect();
+        (names, String::from_utf8(texts).unwrap())
+    }
+
+    #[track_caller]
+    fn is_unfit<T: std::fmt::Debug>(done: Result<T, RegistryError>, folder: &Path, place: &str) {
+        let error = done.unwrap_err();
+        assert!(matches!(error, RegistryError::Unfit(..)), "{error}");
+        let said = error.to_string();
+        assert!(said.contains(folder.to_str().unwrap()), "{said}");
+        assert!(said.contains(place), "{said}");
+    }
+
+    #[test]
+    fn workloads_and_policies_are_replaced_as_a_pair_that_loads_or_not_at_all() {
+        let folders = Folders::new();
+        let registry = folders.open();
+        let before = told(&registry);
+        // Each is good by itself, and has something new.
+        folders.write(
+            "workloads/w.yaml",
+            &(workload("web") + &workload("database")),
+        );
+        let policies = workload("database") + &workload("more");
+        folders.write("policies/p.yaml", &policies);
+        is_unfit(registry.reload(), &folders.at("policies"), "p.yaml:1");
+        assert_eq!(told(&registry), before);
+        // One that has a mistake keeps the other one back.
+        folders.write("workloads/w.yaml", &workload("other"));
+        folders.write("policies/p.yaml", "kind: Nothing\n");
+        is_unfit(registry.reload(), &folders.at("policies"), "p.yaml:1");
+        assert_eq!(told(&registry), before);
+        folders.write("policies/p.yaml", &policies);
+        folders.write("workloads/w.yaml", "kind: Nothing\n");
+        let refused = registry.reload();
+        assert!(matches!(refused, Err(RegistryError::Mistakes(_))));
+        assert_eq!(told(&registry), before);
+        folders.write("workloads/w.yaml", &workload("other"));
+        registry.reload().unwrap();
+        assert_eq!(told(&registry), (vec!["other".to_owned()], policies));
+    }
+
+    #[test]
+    fn a_registration_that_the_policies_do_not_load_with_is_refused_and_not_kept() {
+        let folders = Folders::new();
+        {
+            let registry = folders.open();
+            let refused = registry.create(workload("database").into(), false);
+            is_unfit(refused, &folders.at("policies"), "p.yaml:1");
+            assert!(registry.registered().is_empty());
+            registry
+                .create(workload("databases").into(), false)
+                .unwrap();
+            assert_eq!(told(&registry).0, ["databases", "web"]);
+            // What is broken by now keeps nobody from taking one away.
+            folders.write("policies/p.yaml", "kind: Nothing\n");
+            assert!(registry.reload().is_err());
+            registry.delete("default/databases").unwrap();
+            assert_eq!(told(&registry).0, ["web"]);
+        }
+        folders.write("policies/p.yaml", &workload("database"));
+        assert_eq!(told(&folders.open()).0, ["web"]);
+    }
 }

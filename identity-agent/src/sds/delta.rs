@@ -71,7 +71,7 @@ impl State {
             let (entitled, held) = self.caller.held().await?;
             let answer = self.difference(&held);
             if answer.is_some() {
-                self.caller.told(&entitled, &held);
+                self.caller.tells(&entitled, &held)?;
             }
             self.held = Some(held);
             if answer.is_some() {

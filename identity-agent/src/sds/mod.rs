@@ -24,7 +24,7 @@ use crate::{
     agent::{Agent, Entitled},
     audit,
     caller::PinnedProcess,
-    workload_api::stream::{Held, unavailable},
+    workload_api::stream::Held,
 };
 
 /// The service.
@@ -73,8 +73,9 @@ impl SecretDiscoveryService for Sds {
         let request = request.into_inner();
         is_of_secrets(&request.type_url)?;
         let agent = &self.admission.agent;
+        audit::room(agent).await?;
         let (entitled, held) = on_a_thread(agent, &process, FETCH, held).await?;
-        audit::told(FETCH, &process, &entitled, &held.serials());
+        audit::tells(agent, FETCH, &process, &entitled, &held.serials())?;
         let own = self.admission.agent.authority.trust_domain().id_string();
         state_of_world::answer(&request.resource_names, &held, &own, "1".into()).map(Response::new)
     }
@@ -94,7 +95,7 @@ impl Subscriber {
         method: &'static str,
     ) -> Result<Self, Status> {
         let process = admission.caller(request)?;
-        let mut follower = admission.stream(process, method)?;
+        let mut follower = admission.stream(process, method);
         follower.now(|_, _| Ok(())).await?;
         Ok(Self {
             follower,
@@ -104,6 +105,7 @@ impl Subscriber {
 
     /// What it holds now, and by what right.
     async fn held(&mut self) -> Result<(Entitled, Held), Status> {
+        audit::room(&self.follower.agent).await?;
         self.follower.now(held).await
     }
 
@@ -112,16 +114,20 @@ impl Subscriber {
         self.follower.wait(held.and_then(Held::renew_at)).await;
     }
 
-    fn told(&self, entitled: &Entitled, held: &Held) {
+    /// Writes down what is about to be told.
+    fn tells(&self, entitled: &Entitled, held: &Held) -> Result<(), Status> {
         let Follower {
-            process, method, ..
+            agent,
+            process,
+            method,
+            ..
         } = &self.follower;
-        audit::told(method, process, entitled, &held.serials());
+        audit::tells(agent, method, process, entitled, &held.serials())
     }
 }
 
 fn held(agent: &Agent, entitled: &Entitled) -> Result<Held, Status> {
-    Held::now(agent, entitled).map_err(|error| unavailable(&error))
+    Held::now(agent, entitled).map_err(|error| Status::unavailable(error.told()))
 }
 
 fn is_of_secrets(type_url: &str) -> Result<(), Status> {

@@ -41,7 +41,7 @@ pub(super) fn secret(name: &str, held: &Held, own: &str) -> Option<Secret> {
     let contents = match name {
         DEFAULT => certificate(&held.svids.first()?.warm),
         ALL => {
-            let own = (own.to_owned(), held.trust.bundle.clone());
+            let own = (own.to_owned(), held.trust.bundle.to_vec());
             let all = std::iter::once(&own).chain(&held.trust.federated);
             by_trust_domain(all)
         }
@@ -68,10 +68,9 @@ pub(super) fn unknown(name: &str) -> Status {
 }
 
 fn certificate(warm: &crate::agent::Warm) -> Type {
-    let issued = warm.issued();
     Type::TlsCertificate(TlsCertificate {
-        certificate_chain: data(certificates(&issued.chain)),
-        private_key: data(pem("PRIVATE KEY", &issued.key)),
+        certificate_chain: data(certificates(warm.chain())),
+        private_key: data(pem("PRIVATE KEY", warm.key())),
     })
 }
 

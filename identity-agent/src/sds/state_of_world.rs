@@ -69,7 +69,7 @@ impl State {
             self.answers += 1;
             let nonce = self.answers.to_string();
             let answer = answer(&self.names, &held, &self.caller.own, nonce.clone())?;
-            self.caller.told(&entitled, &held);
+            self.caller.tells(&entitled, &held)?;
             self.sent = Some(Sent { held, nonce });
             return Ok(Some(answer));
         }

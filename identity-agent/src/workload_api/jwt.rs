@@ -36,13 +36,14 @@ pub(super) async fn fetch(
         })?),
     };
     let only = wanted.clone();
+    audit::room(agent).await?;
     let issued = on_a_thread(agent, process, FETCH, move |agent, entitled| {
         issue(agent, entitled, &audience, wanted.as_ref())
     });
     let (mut entitled, answer) = issued.await?;
     let is_told = |workload: &Workload| only.as_ref().is_none_or(|id| *id == workload.spiffe_id);
     entitled.workloads.retain(is_told);
-    audit::told(FETCH, process, &entitled, &[]);
+    audit::tells(agent, FETCH, process, &entitled, &[])?;
     Ok(answer)
 }
 
@@ -99,18 +100,30 @@ fn audiences(all: Vec<String>) -> Result<Vec<String>, Status> {
 pub(super) async fn validate(
     agent: &Arc<Agent>,
     process: &Arc<PinnedProcess>,
-    request: &ValidateJwtsvidRequest,
+    request: ValidateJwtsvidRequest,
 ) -> Result<ValidateJwtsvidResponse, Status> {
     if request.audience.is_empty() || request.svid.is_empty() {
         return Err(Status::invalid_argument(
             "audience and svid must be specified",
         ));
     }
-    let federates_with = federates_with(agent, process).await;
-    let bundles = agent.jwt_bundles(&federates_with);
-    let now = SystemTime::now();
-    let svid = JwtSvid::verify(&request.svid, &request.audience, &bundles, now)
-        .map_err(|refused| Status::invalid_argument(refused.to_string()))?;
+    let turn = agent.turns.of(process.uid()).await;
+    let process = process.clone();
+    let verified = agent.look(move |agent| {
+        let _turn = turn;
+        let bundles = agent.jwt_bundles(&federates_with(agent, &process)?);
+        let now = SystemTime::now();
+        Ok::<_, Status>(JwtSvid::verify(
+            &request.svid,
+            &request.audience,
+            &bundles,
+            now,
+        ))
+    });
+    let verified = verified
+        .await
+        .ok_or_else(|| Status::internal("the token could not be looked at"))?;
+    let svid = verified?.map_err(|refused| Status::invalid_argument(refused.to_string()))?;
     let mut claims = svid.claims().clone();
     // Told as a list, however it was written.
     if let Some(audience) = claims.get_mut("aud")
@@ -126,16 +139,20 @@ pub(super) async fn validate(
 
 /// The trust domains that a caller federates with. One without an identity has none, and is no less
 /// answered.
-async fn federates_with(agent: &Arc<Agent>, process: &Arc<PinnedProcess>) -> BTreeSet<TrustDomain> {
+///
+/// # Errors
+/// `Unavailable` where nobody can look which identities it has.
+fn federates_with(agent: &Agent, process: &PinnedProcess) -> Result<BTreeSet<TrustDomain>, Status> {
     if agent.federation.peers().is_empty() {
-        return BTreeSet::new();
+        return Ok(BTreeSet::new());
     }
-    let (agent, process) = (agent.clone(), process.clone());
-    let entitled = tokio::task::spawn_blocking(move || agent.entitled(&process).ok());
-    let entitled = entitled.await.ok().flatten();
-    entitled
-        .map(|entitled| entitled.federates_with())
-        .unwrap_or_default()
+    match agent.entitled(process) {
+        Ok(entitled) => Ok(entitled.federates_with()),
+        Err(refusal) if refusal.is_nobodys_fault() => Err(Status::unavailable(
+            "the agent cannot look for now; try again",
+        )),
+        Err(_) => Ok(BTreeSet::new()),
+    }
 }
 
 fn message(object: serde_json::Map<String, serde_json::Value>) -> Struct {

@@ -3,6 +3,7 @@
 //! Every method wants the security header; who calls is the kernel's word alone. Spec: SPIFFE
 //! Workload API sections 4 to 6, Workload Endpoint section 6.
 
+mod framed;
 mod jwt;
 pub(crate) mod stream;
 
@@ -15,6 +16,8 @@ use postern_proto::workload_api::{
     X509svidResponse, spiffe_workload_api_server::SpiffeWorkloadApi,
 };
 use tonic::{Request, Response, Status};
+
+pub use framed::Framed;
 
 use crate::{admission::Admission, caller::PinnedProcess};
 
@@ -37,7 +40,7 @@ impl WorkloadApi {
         request: &Request<T>,
     ) -> Result<Response<Stream<M>>, Status> {
         let process = self.admission.with_header(request)?;
-        let follower = self.admission.stream(process, M::METHOD)?;
+        let follower = self.admission.stream(process, M::METHOD);
         Ok(Response::new(stream::of(follower)))
     }
 
@@ -89,7 +92,7 @@ impl SpiffeWorkloadApi for WorkloadApi {
         request: Request<ValidateJwtsvidRequest>,
     ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
         let process = self.call(&request)?;
-        let answer = jwt::validate(&self.admission.agent, &process, request.get_ref()).await?;
+        let answer = jwt::validate(&self.admission.agent, &process, request.into_inner()).await?;
         Ok(Response::new(answer))
     }
 }

@@ -18,7 +18,7 @@ use tonic::Status;
 
 use crate::{
     admission::Follower,
-    agent::{Agent, Entitled, Trust, Warm},
+    agent::{Agent, CannotIssue, Entitled, Trust, Warm},
     audit,
     authority::StateError,
 };
@@ -51,6 +51,11 @@ pub(crate) trait Message: Sized + Send + 'static {
     /// What it should have now.
     fn state(agent: &Agent, entitled: &Entitled) -> Result<Self::State, Status>;
 
+    /// The same, if it is known, and nobody has to be waited for to tell.
+    fn known(_: &Agent, _: &Entitled) -> Option<Self::State> {
+        None
+    }
+
     /// When a part of it is to be renewed.
     fn renew_at(_: &Self::State) -> Option<Instant> {
         None
@@ -82,18 +87,35 @@ pub(crate) struct HeldSvid {
 
 impl Held {
     /// What a caller should hold now: the SVIDs that its pod has, or new ones. Blocking.
-    pub(crate) fn now(agent: &Agent, entitled: &Entitled) -> Result<Self, StateError> {
+    pub(crate) fn now(agent: &Agent, entitled: &Entitled) -> Result<Self, CannotIssue> {
         let now = SystemTime::now();
         let svids = entitled.workloads.iter().map(|workload| {
             Ok(HeldSvid {
                 workload: workload.name.clone(),
                 hint: workload.hint.clone(),
-                warm: agent.svid(workload, entitled.pod, now)?,
+                warm: agent.svid(workload, entitled, now)?,
             })
         });
         Ok(Self {
-            svids: svids.collect::<Result<_, StateError>>()?,
-            trust: agent.trust(&entitled.federates_with())?,
+            svids: svids.collect::<Result<_, CannotIssue>>()?,
+            trust: agent
+                .trust(&entitled.federates_with())
+                .inspect_err(|error| tracing::error!(%error, "cannot issue"))?,
+        })
+    }
+
+    /// The same, if all of it is known, and nobody has to be waited for to tell.
+    fn known(agent: &Agent, entitled: &Entitled) -> Option<Self> {
+        let svids = entitled.workloads.iter().map(|workload| {
+            Some(HeldSvid {
+                workload: workload.name.clone(),
+                hint: workload.hint.clone(),
+                warm: agent.known_svid(workload, entitled.pod)?,
+            })
+        });
+        Some(Self {
+            svids: svids.collect::<Option<_>>()?,
+            trust: agent.known_trust(&entitled.federates_with())?,
         })
     }
 
@@ -127,7 +149,11 @@ impl Message for X509svidResponse {
     type State = Held;
 
     fn state(agent: &Agent, entitled: &Entitled) -> Result<Held, Status> {
-        Held::now(agent, entitled).map_err(|error| unavailable(&error))
+        Held::now(agent, entitled).map_err(|error| Status::unavailable(error.told()))
+    }
+
+    fn known(agent: &Agent, entitled: &Entitled) -> Option<Held> {
+        Held::known(agent, entitled)
     }
 
     fn renew_at(held: &Held) -> Option<Instant> {
@@ -141,8 +167,8 @@ impl Message for X509svidResponse {
     fn of(_: &Agent, held: &Held) -> Self {
         let svids = held.svids.iter().map(|svid| X509svid {
             spiffe_id: svid.warm.spiffe_id().to_owned(),
-            x509_svid: svid.warm.issued().chain.clone(),
-            x509_svid_key: svid.warm.issued().key.to_vec(),
+            x509_svid: svid.warm.chain().clone(),
+            x509_svid_key: svid.warm.key().to_vec(),
             bundle: held.trust.bundle.clone(),
             hint: svid.hint.clone().unwrap_or_default(),
         });
@@ -165,9 +191,13 @@ impl Message for X509BundlesResponse {
             .map_err(|error| unavailable(&error))
     }
 
+    fn known(agent: &Agent, entitled: &Entitled) -> Option<Arc<Trust>> {
+        agent.known_trust(&entitled.federates_with())
+    }
+
     fn of(agent: &Agent, trust: &Arc<Trust>) -> Self {
         let own = agent.authority.trust_domain().id_string();
-        let own = std::iter::once((own, trust.bundle.clone()));
+        let own = std::iter::once((own, trust.bundle.to_vec()));
         Self {
             crl: trust.lists.clone(),
             bundles: own.chain(trust.federated.iter().cloned()).collect(),
@@ -210,12 +240,16 @@ impl<M: Message> Subscription<M> {
             if let Some(sent) = &self.sent {
                 self.follower.wait(M::renew_at(sent)).await;
             }
-            let (entitled, state) = self.follower.now(M::state).await?;
+            audit::room(&self.follower.agent).await?;
+            let (entitled, state) = match self.follower.at_once(M::known) {
+                Some(known) => known,
+                None => self.follower.now(M::state).await?,
+            };
             if self.sent.as_ref() == Some(&state) {
                 continue;
             }
             let Follower { agent, process, .. } = &self.follower;
-            audit::told(M::METHOD, process, &entitled, &M::serials(&state));
+            audit::tells(agent, M::METHOD, process, &entitled, &M::serials(&state))?;
             let message = M::of(agent, &state);
             self.sent = Some(state);
             return Ok(message);

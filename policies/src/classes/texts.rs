@@ -184,6 +184,9 @@ mod path {
     pub(super) const DOTS: u8 = 3;
     pub(super) const INSIDE: u8 = 4;
     pub(super) const ESCAPE: u8 = 5;
+    /// An escape behind `.` or `..`, and its digit 3: `%3B` does not stay there.
+    pub(super) const ESCAPE_BEHIND_DOTS: u8 = 6;
+    pub(super) const THREE_BEHIND_DOTS: u8 = 7;
     pub(super) const HIGH: u8 = 16;
 }
 
@@ -196,7 +199,12 @@ fn path_step(how: PathNormalization, state: State, c: char) -> Option<State> {
     match (state, c) {
         (0, '/') => return Some(path::BEGIN),
         (0, _) => return None,
-        (path::ESCAPE, _) => return digit().map(|digit| path::HIGH + digit),
+        (path::ESCAPE_BEHIND_DOTS, '3') => return Some(path::THREE_BEHIND_DOTS),
+        (path::THREE_BEHIND_DOTS, 'B') => return None,
+        (path::THREE_BEHIND_DOTS, _) => return path_step(how, path::HIGH + 3, c),
+        (path::ESCAPE | path::ESCAPE_BEHIND_DOTS, _) => {
+            return digit().map(|digit| path::HIGH + digit);
+        }
         (path::HIGH.., _) => {
             let byte = (state - path::HIGH) * 16 + digit()?;
             let stays = !byte.is_ascii_alphanumeric() && !b"-._~/\\\0".contains(&byte);
@@ -205,7 +213,9 @@ fn path_step(how: PathNormalization, state: State, c: char) -> Option<State> {
         _ => {}
     }
     match c {
+        '%' if matches!(state, path::DOT | path::DOTS) => Some(path::ESCAPE_BEHIND_DOTS),
         '%' => Some(path::ESCAPE),
+        ';' if matches!(state, path::DOT | path::DOTS) => None,
         '/' => match state {
             path::BEGIN if how == PathNormalization::Base => Some(path::BEGIN),
             path::INSIDE => Some(path::BEGIN),

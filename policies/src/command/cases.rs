@@ -327,7 +327,7 @@ fn json(node: &Node) -> serde_json::Value {
         Value::Null => serde_json::Value::Null,
         Value::Bool(value) => (*value).into(),
         Value::Integer(number) => (*number).into(),
-        Value::Number => 0.5.into(),
+        Value::Number(number) => (*number).into(),
         Value::Text(text) => text.clone().into(),
         Value::List(items) => items.iter().map(json).collect(),
         Value::Map(entries) => entries

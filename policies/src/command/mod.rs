@@ -35,23 +35,53 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Tells every mistake and every doubtful line of policies
+    #[command(
+        after_help = "Examples:\n  postern-policy check policies/ workloads/\n  postern-policy check policies/ --namespace production --ignore-other-kinds"
+    )]
     Check(check::Check),
     /// Decides accesses: JSON lines in, JSON lines out
+    #[command(
+        after_help = "Examples:\n  postern-policy decide --policies policies/ --workloads workloads/ < accesses.jsonl"
+    )]
     Decide(decide::Decide),
     /// Decides one access and tells which policies were looked at, and why
+    #[command(
+        after_help = "Examples:\n  postern-policy explain --policies policies/ --workloads workloads/ --from spiffe://example.org/ns/production/sa/frontend --to production/web --port 8080 --method GET --path /api"
+    )]
     Explain(Box<explain::Explain>),
     /// Runs the cases in `*.test.yaml` files
+    #[command(
+        after_help = "Examples:\n  postern-policy test policies/\n  postern-policy test policies/ --verbose --require-coverage"
+    )]
     Test(test::Test),
     /// Tells which accesses are decided differently by two sets of policies
+    #[command(
+        after_help = "Examples:\n  postern-policy diff old/ new/ --workloads workloads/\n  postern-policy diff old/ new/ --workloads workloads/ --json"
+    )]
     Diff(Box<diff::Diff>),
     /// Turns an access log into the least policies that allow what it shows
+    #[command(
+        after_help = "Examples:\n  postern-policy learn access.log --workloads workloads/ > learnt.yaml"
+    )]
     Learn(Box<learn::Learn>),
     /// Tells which identities may do something, and by which line
+    #[command(
+        after_help = "Examples:\n  postern-policy who-can --policies policies/ --to production/web --port 8080 --path /admin"
+    )]
     WhoCan(Box<who_can::WhoCan>),
     /// Prints completions for a shell
+    #[command(
+        after_help = "Examples:\n  postern-policy completions bash > /usr/share/bash-completion/completions/postern-policy\n  postern-policy completions zsh > /usr/share/zsh/vendor-completions/_postern-policy\n  postern-policy completions fish > ~/.config/fish/completions/postern-policy.fish"
+    )]
     Completions {
         /// The shell
         shell: Shell,
+    },
+    /// Writes the manual pages into a folder, for packages
+    #[command(hide = true)]
+    Manual {
+        /// The folder
+        directory: PathBuf,
     },
 }
 
@@ -72,6 +102,15 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
             match std::io::stdout().write_all(&script) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(_) => ExitCode::FAILURE,
+            }
+        }
+        Command::Manual { directory } => {
+            match clap_mangen::generate_to(Arguments::command(), directory) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    anstream::eprintln!("postern-policy: {error}");
+                    ExitCode::FAILURE
+                }
             }
         }
     }
@@ -218,3 +257,17 @@ Examples:
   postern-policy decide --policies policies/ --workloads workloads/ < accesses.jsonl
 
 Exit codes: 0 yes, 1 no, 2 wrong use, 64 policies that do not compile";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Arguments;
+
+    #[test]
+    fn every_command_has_examples_that_parse() {
+        let parse = |words: &[String]| Arguments::command().try_get_matches_from(words);
+        let found = postern_examples::mistakes(&Arguments::command(), &[], parse);
+        assert!(found.is_empty(), "{found:#?}");
+    }
+}

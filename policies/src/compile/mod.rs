@@ -5,7 +5,7 @@
 mod spots;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     path::Path,
     sync::Arc,
 };
@@ -46,6 +46,8 @@ pub(crate) struct Compiled {
     by_identity: HashMap<SpiffeId, Vec<usize>>,
     /// The labels of each namespace, its own name always among them.
     namespaces: HashMap<String, Labels>,
+    /// Those that have a document of their own.
+    described: HashSet<String>,
     pub(crate) network: Vec<network::NetworkPolicy>,
     pub(crate) requests: Vec<request::RequestAuthentication>,
     pub(crate) authorization: Vec<authorization::AuthorizationPolicy>,
@@ -141,6 +143,11 @@ impl Compiled {
             .map(|(name, labels)| (name.as_str(), labels))
     }
 
+    /// Has this namespace a document of its own?
+    pub(crate) fn is_described(&self, namespace: &str) -> bool {
+        self.described.contains(namespace)
+    }
+
     /// The labels of a namespace. One without a document has its name alone.
     pub(crate) fn namespace_labels(&self, namespace: &str) -> Option<&Labels> {
         self.namespaces.get(namespace)
@@ -174,6 +181,7 @@ pub(crate) fn compile(
         by_name: HashMap::new(),
         by_identity: HashMap::new(),
         namespaces: HashMap::new(),
+        described: HashSet::new(),
         network: network_policies,
         requests: request_authentications,
         authorization: authorization_policies,
@@ -184,6 +192,7 @@ pub(crate) fn compile(
         authorization: by_namespace(compiled.authorization.iter().map(|one| &one.meta)),
     };
     for namespace in namespaces {
+        compiled.described.insert(namespace.meta.name.clone());
         compiled
             .namespaces
             .insert(namespace.meta.name, namespace.labels);

@@ -5,7 +5,7 @@ use crate::{
     compile::MtlsMode,
     diagnostic::{Diagnostic, Place},
     model::{
-        Documents, Meta,
+        Documents,
         authorization_policy::{Action, AuthorizationPolicy, Field, FieldMatch},
         labels,
         network_policy::NetworkPolicy,
@@ -353,16 +353,13 @@ fn implied_types(policy: &NetworkPolicy, warnings: &mut Vec<Diagnostic>) {
 
 /// Two Workloads that share an identity and differ in their labels: nobody can tell them apart.
 pub(super) fn shared_identities(documents: &Documents, warnings: &mut Vec<Diagnostic>) {
-    let mut seen: std::collections::HashMap<_, &Meta> = std::collections::HashMap::new();
+    let mut seen = std::collections::HashMap::new();
     for (meta, workload) in &documents.workloads {
-        let Some(first) = seen.insert(&workload.spiffe_id, meta) else {
+        let Some((first, other)) = seen.insert(&workload.spiffe_id, (meta, &workload.labels))
+        else {
             continue;
         };
-        let other = documents
-            .workloads
-            .iter()
-            .find(|(other, _)| other.full_name == first.full_name);
-        if other.is_some_and(|(_, other)| other.labels != workload.labels) {
+        if *other != workload.labels {
             let at: Place = meta.at;
             let message = format!(
                 "Workloads `{}` and `{}` have one identity and different labels: \

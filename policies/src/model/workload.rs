@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use ipnet::IpNet;
 use postern_spiffe::{Selector, SpiffeId, TrustDomain};
 use serde_json::{Map, Value, json};
 
@@ -107,17 +108,20 @@ impl Workload {
         }
         let ports = self.ports.iter().map(|port| {
             let mut fields = json!({"port": port.port, "protocol": port.protocol.as_str()});
-            if let (Some(name), Value::Object(fields)) = (&port.name, &mut fields) {
-                fields.insert("name".into(), json!(name));
+            let said = [("name", &port.name), ("appProtocol", &port.app_protocol)];
+            for (key, said) in said {
+                if let (Some(said), Value::Object(fields)) = (said, &mut fields) {
+                    fields.insert(key.into(), json!(said));
+                }
             }
             fields
         });
         put("ports", ports.collect());
-        if self.on_drift == OnDrift::Revoke {
-            put("onDrift", json!("revoke"));
+        if self.on_drift != OnDrift::Alert {
+            put("onDrift", json!(self.on_drift.as_str()));
         }
         if let Some(baseline) = &self.baseline {
-            put("baseline", json!({"executables": baseline.executables}));
+            put("baseline", baseline.to_block());
         }
         json!({
             "apiVersion": "postern.dev/v1",
@@ -176,6 +180,8 @@ pub struct WorkloadPort {
     pub port: u16,
     /// The transport.
     pub protocol: Protocol,
+    /// What is spoken over it, where that was said; see [`Declared`](super::declared::Declared).
+    pub app_protocol: Option<String>,
 }
 
 /// The answer to drift.
@@ -186,11 +192,151 @@ pub enum OnDrift {
     Alert,
     /// Take the identity back.
     Revoke,
+    /// Take the identity back, and end the process that deviates. Best effort: it has run by then.
+    Block,
 }
 
-/// The behaviour that was written down for a workload.
+impl OnDrift {
+    /// As it is written in a document.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Alert => "alert",
+            Self::Revoke => "revoke",
+            Self::Block => "block",
+        }
+    }
+
+    /// Is the identity taken back?
+    pub fn withdraws(self) -> bool {
+        matches!(self, Self::Revoke | Self::Block)
+    }
+}
+
+/// The behaviour that was written down for a workload. What is absent is not looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Baseline {
     /// Paths, or `sha256:…` of the contents, of the programs that may run in its pod.
-    pub executables: Vec<String>,
+    pub executables: Option<Vec<String>>,
+    /// The ports at which its pod may wait.
+    pub listen: Option<Vec<Listening>>,
+    /// Whom its pod may connect to.
+    pub destinations: Option<Vec<Destination>>,
+    /// Where its pod may write: these paths and what lies below.
+    pub writable: Option<Vec<String>>,
+    /// Where nobody of its pod may write, even where that would be writable.
+    pub protected: Vec<String>,
+    /// Files of rules in Falco's language, relative to the folder of Workloads.
+    pub rules: Vec<String>,
+    /// What of a pod's rights and surroundings may change.
+    pub ignored: Vec<Surrounding>,
 }
+
+/// What is looked at in every pod that has a baseline, unless it is ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Surrounding {
+    /// What is mounted.
+    Mount,
+    /// The namespaces that a process lives in.
+    Namespace,
+    /// Users and capabilities that a process did not have.
+    Privilege,
+    /// Who traces whom.
+    Ptrace,
+}
+
+impl Surrounding {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Mount, Self::Namespace, Self::Privilege, Self::Ptrace];
+
+    /// As it is written in a document.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mount => "mount",
+            Self::Namespace => "namespace",
+            Self::Privilege => "privilege",
+            Self::Ptrace => "ptrace",
+        }
+    }
+}
+
+/// A port at which somebody waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Listening {
+    /// The number.
+    pub port: u16,
+    /// The transport.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = self.protocol.as_str().to_ascii_lowercase();
+        write!(f, "{}/{protocol}", self.port)
+    }
+}
+
+/// Whom a pod may connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// Who.
+    pub to: Reached,
+    /// At this port; any where there is none.
+    pub port: Option<u16>,
+}
+
+/// Who is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reached {
+    /// Addresses.
+    Net(IpNet),
+    /// The addresses of a Workload.
+    Workload(WorkloadName),
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.to, self.port) {
+            (Reached::Net(net @ IpNet::V6(_)), Some(_)) => write!(f, "[{net}]")?,
+            (Reached::Net(net), _) => write!(f, "{net}")?,
+            (Reached::Workload(name), _) => write!(f, "{name}")?,
+        }
+        match self.port {
+            Some(port) => write!(f, ":{port}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Baseline {
+    /// The block of a document that says the same.
+    pub fn to_block(&self) -> Value {
+        let mut block = Map::new();
+        let mut put = |name: &str, items: Option<Vec<String>>| {
+            let Some(mut items) = items else { return };
+            if items.is_empty() {
+                items.push(NONE.to_owned());
+            }
+            block.insert(name.into(), json!(items));
+        };
+        fn texts<T: ToString>(items: &[T]) -> Vec<String> {
+            items.iter().map(ToString::to_string).collect()
+        }
+        let filled = |items: &[String]| (!items.is_empty()).then(|| items.to_vec());
+        put("executables", self.executables.clone());
+        put("listen", self.listen.as_deref().map(texts));
+        put("destinations", self.destinations.as_deref().map(texts));
+        put("writable", self.writable.clone());
+        put("protected", filled(&self.protected));
+        put("rules", filled(&self.rules));
+        let ignored: Vec<String> = self
+            .ignored
+            .iter()
+            .map(|one| one.as_str().to_owned())
+            .collect();
+        put("ignored", filled(&ignored));
+        Value::Object(block)
+    }
+}
+
+/// The only item of a list in a baseline that allows nothing: an empty one is a mistake.
+pub(crate) const NONE: &str = "none";

@@ -4,6 +4,7 @@
 //! whole set. All mistakes of all files are told in one run.
 
 mod authorization_policy;
+mod baseline;
 mod entry;
 mod network_policy;
 mod peer_authentication;

@@ -4,13 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use postern_spiffe::{Selector, SpiffeId, TrustDomain};
 
-use super::{metadata, network_policy::protocol};
+use super::{baseline, metadata, network_policy::protocol};
 use crate::{
     decide::Protocol,
     diagnostic::Problems,
     model::{
         Meta,
-        workload::{Baseline, OnDrift, Workload, WorkloadName, WorkloadPort},
+        declared::Declared,
+        workload::{Workload, WorkloadName, WorkloadPort},
     },
     set::Options,
     yaml::{Fields, Node, Value, fields},
@@ -58,9 +59,9 @@ pub(crate) fn read(
             }
         })?,
         federates_with: parsed_list(&spec, "federatesWith", problems, trust_domain)?,
-        on_drift: on_drift(&spec, problems)?,
+        on_drift: baseline::on_drift(&spec, problems)?,
         baseline: match spec.get("baseline") {
-            Some(node) => Some(baseline(node, problems)?),
+            Some(node) => Some(baseline::read(node, options, problems)?),
             None => None,
         },
     };
@@ -260,7 +261,7 @@ fn ports(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Vec<WorkloadP
         .list("ports", problems)
         .iter()
         .map(|node| {
-            let fields = Fields::of(node, "a port", &["name", "port", "protocol"], problems)?;
+            let fields = Fields::of(node, "a port", &PORT, problems)?;
             let number = fields.required("port", "a port", problems)?;
             let number = fields::port(number, "port", problems)?;
             let name = match fields.get("name") {
@@ -272,56 +273,76 @@ fn ports(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<Vec<WorkloadP
                     .and_then(|text| protocol(text, node, problems))?,
                 None => Protocol::Tcp,
             };
+            let app_protocol = match fields.get("appProtocol") {
+                Some(node) => Some(app_protocol(node, problems)?.to_owned()),
+                None => None,
+            };
             Some(WorkloadPort {
                 name,
                 port: number,
                 protocol,
+                app_protocol,
             })
         })
         .collect();
     read.into_iter().collect()
 }
 
-fn on_drift(spec: &Fields<'_>, problems: &mut Problems<'_>) -> Option<OnDrift> {
-    let Some(node) = spec.get("onDrift") else {
-        return Some(OnDrift::Alert);
+/// Spec: Kubernetes, `ServicePort.appProtocol`: a name of a service from IANA's list, or one with a prefix.
+fn app_protocol<'n>(node: &'n Node, problems: &mut Problems<'_>) -> Option<&'n str> {
+    let said = fields::filled(node, "appProtocol", problems)?;
+    let is_inside = |one: u8| one.is_ascii_alphanumeric() || b"-_.".contains(&one);
+    let (prefix, name) = said
+        .split_once('/')
+        .map_or((None, said), |(prefix, name)| (Some(prefix), name));
+    let is_name = |text: &str, most: usize| {
+        let ends = [text.bytes().next(), text.bytes().next_back()];
+        text.len() <= most
+            && text.bytes().all(is_inside)
+            && ends
+                .iter()
+                .all(|end| end.is_some_and(|end| end.is_ascii_alphanumeric()))
     };
-    match fields::text(node, "onDrift", problems)? {
-        "alert" => Some(OnDrift::Alert),
-        "revoke" => Some(OnDrift::Revoke),
-        "block" => {
-            let hint = "`revoke` takes the identity back";
-            problems.error_with(node.at, "`onDrift: block` is not supported yet", hint);
-            None
-        }
-        other => {
-            let hint = "`alert` or `revoke`";
-            problems.error_with(node.at, format!("`{other}` is no answer to drift"), hint);
-            None
-        }
+    if !is_name(name, 63) || prefix.is_some_and(|prefix| !is_name(prefix, 253)) {
+        let hint = "such as `http`, `grpc` or `kubernetes.io/h2c`";
+        problems.error_with(
+            node.at,
+            format!("`appProtocol` `{}` is no name of a protocol", cut(said)),
+            hint,
+        );
+        return None;
     }
+    if Declared::by_app_protocol(said).is_none() {
+        problems.warn(
+            node.at,
+            format!("`appProtocol` `{said}` is not known: what is spoken there is found out by the first bytes, whatever the port's name says"),
+            format!("known are {}", APP_PROTOCOLS.join(", ")),
+        );
+    }
+    Some(said)
 }
 
-fn baseline(node: &Node, problems: &mut Problems<'_>) -> Option<Baseline> {
-    let fields = Fields::of(node, "baseline", &BASELINE, problems)?;
-    for name in BASELINE.iter().skip(1) {
-        if let Some(node) = fields.get(name) {
-            problems.error(node.at, format!("`baseline.{name}` is not supported yet"));
-            return None;
-        }
-    }
-    let executables = parsed_list(&fields, "executables", problems, |text| {
-        let is_digest = text.strip_prefix("sha256:").is_some_and(|digest| {
-            digest.len() == 64 && digest.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
-        });
-        if text.starts_with('/') || is_digest {
-            Ok(text.to_owned())
-        } else {
-            Err("write an absolute path, or `sha256:` and 64 lower-case hexadecimal digits".into())
-        }
-    })?;
-    Some(Baseline { executables })
+fn cut(text: &str) -> String {
+    text.chars().take(64).collect()
 }
+
+const PORT: [&str; 4] = ["name", "port", "protocol", "appProtocol"];
+
+const APP_PROTOCOLS: [&str; 13] = [
+    "http",
+    "http2",
+    "grpc",
+    "grpc-web",
+    "https",
+    "tls",
+    "tcp",
+    "mysql",
+    "redis",
+    "mongo",
+    "kubernetes.io/h2c",
+    "kubernetes.io/ws",
+    "kubernetes.io/wss",
+];
 
 const SPEC: [&str; 14] = [
     "serviceAccount",
@@ -338,16 +359,6 @@ const SPEC: [&str; 14] = [
     "baseline",
     "admin",
     "downstream",
-];
-
-/// The first is supported.
-const BASELINE: [&str; 6] = [
-    "executables",
-    "listen",
-    "destinations",
-    "writable",
-    "protected",
-    "rules",
 ];
 
 /// The first segments of paths that no Workload has: those of SPIRE's servers and agents, and ours.

@@ -97,7 +97,7 @@ pub fn list<'n>(node: &'n Node, what: &str, problems: &mut Problems<'_>) -> Opti
 pub fn text<'n>(node: &'n Node, what: &str, problems: &mut Problems<'_>) -> Option<&'n str> {
     match &node.value {
         Value::Text(text) => Some(text),
-        Value::Integer(_) | Value::Number | Value::Bool(_) => {
+        Value::Integer(_) | Value::Number(_) | Value::Bool(_) => {
             problems.error_with(
                 node.at,
                 format!("`{what}` must be a string, and this is {}", kind_of(node)),
@@ -282,7 +282,7 @@ pub fn kind_of(node: &Node) -> &'static str {
     match node.value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
-        Value::Integer(_) | Value::Number => "a number",
+        Value::Integer(_) | Value::Number(_) => "a number",
         Value::Text(_) => "a string",
         Value::List(_) => "a list",
         Value::Map(_) => "a map",

@@ -5,6 +5,7 @@
 
 pub mod fields;
 pub mod node;
+pub mod walls;
 
 use std::{path::Path, sync::Arc};
 

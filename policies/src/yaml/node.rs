@@ -28,8 +28,8 @@ pub enum Value {
     Bool(bool),
     /// An integer of 64 bits.
     Integer(i64),
-    /// A number that is not an integer of 64 bits.
-    Number,
+    /// A number that is not an integer of 64 bits, as nearly as it can be held.
+    Number(f64),
     /// A string.
     Text(String),
     /// A list.
@@ -94,6 +94,15 @@ fn in_our_words(error: &serde_saphyr::Error) -> String {
         .split(", set DuplicateKeyPolicy")
         .next()
         .unwrap_or_default();
+    if text.starts_with("recursion limit") || text.contains("budget breached: Depth") {
+        return format!("lists and maps lie deeper than {MAX_DEPTH} in each other");
+    }
+    if text.contains("budget breached: ") {
+        return format!(
+            "it has more than {MAX_NODES} values, aliases counted as often as they are used, or \
+             anchors for more than {MAX_ANCHORED}"
+        );
+    }
     match text.strip_prefix("duplicate mapping key: ") {
         Some(key) => format!("duplicate key `{key}`"),
         None => text.to_owned(),
@@ -106,6 +115,7 @@ fn options() -> Options {
     budget.max_nodes = MAX_NODES;
     budget.max_events = MAX_NODES * 2;
     budget.max_depth = MAX_DEPTH;
+    budget.max_recorded_anchor_events = MAX_ANCHORED;
     let mut options = Options::default();
     options.budget = Some(budget);
     // As kubectl reads it.
@@ -168,19 +178,20 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(i64::try_from(value).map_or(Value::Number, Value::Integer))
+        let number = Value::Number(value as f64);
+        Ok(i64::try_from(value).map_or(number, Value::Integer))
     }
 
-    fn visit_i128<E>(self, _value: i128) -> Result<Value, E> {
-        Ok(Value::Number)
+    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
+        Ok(Value::Number(value as f64))
     }
 
-    fn visit_u128<E>(self, _value: u128) -> Result<Value, E> {
-        Ok(Value::Number)
+    fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
+        Ok(Value::Number(value as f64))
     }
 
-    fn visit_f64<E>(self, _value: f64) -> Result<Value, E> {
-        Ok(Value::Number)
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Number(value))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -221,6 +232,9 @@ const MAX_DOCUMENTS: usize = 50_000;
 
 /// Values in one stream, aliases counted as often as they are used.
 const MAX_NODES: usize = 4_000_000;
+
+/// What the library keeps of values that have an anchor.
+const MAX_ANCHORED: usize = 1_000_000;
 
 /// What the library needs for the 255 levels at which it stops by itself, several times over.
 const STACK_BYTES: usize = 32 << 20;

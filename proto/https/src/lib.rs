@@ -1,33 +1,40 @@
 //! Fetches small documents over HTTPS: keys of issuers, bundles of other trust domains, the pods of
-//! a kubelet.
+//! a kubelet; and follows answers that do not end, as those of an API server.
 //!
 //! Bounded in bytes, without redirects, and from no address at which a machine tells its own
 //! secrets. Time is the caller's to bound.
 
 #![forbid(unsafe_code)]
 
+mod answer;
 mod verifier;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http::{HeaderValue, Request, StatusCode, Uri, header, uri::Authority};
+use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use postern_spiffe::{SpiffeId, X509Bundle};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
 use tokio_rustls::TlsConnector;
+
+use answer::Connection;
+
+pub use answer::Answer;
 
 /// Whom a client believes to be the server.
 #[derive(Debug, Clone)]
@@ -91,6 +98,17 @@ impl Client {
     /// # Errors
     /// Whatever went wrong; a redirect and every other answer than 200 are errors too.
     pub async fn get(&self, uri: &str, token: Option<&str>) -> anyhow::Result<Bytes> {
+        let answer = self.open(uri, token).await?;
+        let status = answer.status();
+        ensure!(status == StatusCode::OK, "the answer is {status}");
+        answer.whole(self.max_bytes).await
+    }
+
+    /// Asks, and leaves it to the caller to read the answer, whatever its status is.
+    ///
+    /// # Errors
+    /// Whatever kept an answer from coming.
+    pub async fn open(&self, uri: &str, token: Option<&str>) -> anyhow::Result<Answer> {
         let uri: Uri = uri.parse().context("it is no URL")?;
         let authority = uri.authority().context("it has no host")?;
         ensure!(
@@ -103,56 +121,58 @@ impl Client {
             Some("http") => bail!("only https is fetched"),
             _ => bail!("it is no https URL"),
         };
+        let request = request(&uri, authority, token)?;
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let host = unbracketed(authority.host());
         let stream = connect(host, port).await?;
         if !tls {
-            return self.ask(stream, &uri, token).await;
+            return ask(stream, request).await;
         }
         let name = ServerName::try_from(host.to_owned())?;
         let connector = TlsConnector::from(self.tls.clone());
         let stream = connector.connect(name, stream).await?;
-        self.ask(stream, &uri, token).await
+        ask(stream, request).await
     }
+}
 
-    async fn ask<S>(&self, stream: S, uri: &Uri, token: Option<&str>) -> anyhow::Result<Bytes>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let host = uri.authority().context("it has no host")?;
-        let mut request = Request::get(path)
-            .header(header::HOST, host.as_str())
-            .header(header::ACCEPT, "application/json")
-            .header(header::CONNECTION, "close")
-            .body(Empty::<Bytes>::new())?;
-        if let Some(token) = token {
-            let mut value = HeaderValue::try_from(format!("Bearer {token}"))
-                .map_err(|_| anyhow::anyhow!("the token cannot be sent in a header"))?;
-            value.set_sensitive(true);
-            request.headers_mut().insert(header::AUTHORIZATION, value);
-        }
-        let answer = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            ensure!(status == StatusCode::OK, "the answer is {status}");
-            let body = Limited::new(response.into_body(), self.max_bytes)
-                .collect()
-                .await;
-            let body = body.map_err(|error| anyhow::anyhow!("the answer broke off: {error}"))?;
-            Ok(body.to_bytes())
-        };
-        // The connection does its work beside the question, and ends with it.
-        tokio::pin!(answer);
-        tokio::select! {
-            answer = &mut answer => answer,
-            ended = connection => match ended {
-                Ok(()) => answer.await,
-                Err(error) => Err(error.into()),
-            },
-        }
+fn request(
+    uri: &Uri,
+    authority: &Authority,
+    token: Option<&str>,
+) -> anyhow::Result<Request<Empty<Bytes>>> {
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    let mut request = Request::get(path)
+        .header(header::HOST, authority.as_str())
+        .header(header::ACCEPT, "application/json")
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())?;
+    if let Some(token) = token {
+        let mut value = HeaderValue::try_from(format!("Bearer {token}"))
+            .map_err(|_| anyhow::anyhow!("the token cannot be sent in a header"))?;
+        value.set_sensitive(true);
+        request.headers_mut().insert(header::AUTHORIZATION, value);
     }
+    Ok(request)
+}
+
+async fn ask<S>(stream: S, request: Request<Empty<Bytes>>) -> anyhow::Result<Answer>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let mut connection: Connection = Box::pin(connection);
+    let answer = sender.send_request(request);
+    tokio::pin!(answer);
+    // The connection does its work beside the question. It may end with the answer, and before it by
+    // its fault alone.
+    let response = tokio::select! {
+        response = &mut answer => response?,
+        ended = &mut connection => {
+            ended?;
+            return Ok(Answer::of(answer.await?, None));
+        }
+    };
+    Ok(Answer::of(response, Some(connection)))
 }
 
 async fn connect(host: &str, port: u16) -> anyhow::Result<TcpStream> {
@@ -167,11 +187,22 @@ async fn connect(host: &str, port: u16) -> anyhow::Result<TcpStream> {
             continue;
         }
         match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                // A server that vanishes without a word is found out, also while nobody waits for it.
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&alive());
+                return Ok(stream);
+            }
             Err(error) => failed = anyhow::Error::new(error).context(address),
         }
     }
     Err(failed)
+}
+
+fn alive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE_EVERY)
+        .with_retries(KEEPALIVE_TRIES)
 }
 
 fn unbracketed(host: &str) -> &str {
@@ -248,6 +279,11 @@ fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         .and_then(Iterator::collect)
         .with_context(|| format!("cannot read the certificates `{}`", path.display()))
 }
+
+/// A dead connection is known after half a minute.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
+const KEEPALIVE_TRIES: u32 = 3;
 
 /// `fd00:ec2::254`
 const AWS_METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);

@@ -9,6 +9,10 @@ pub struct State {
     /// The policies; absent where the agent has none to tell.
     #[prost(message, optional, tag = "2")]
     pub policies: ::core::option::Option<Policies>,
+    /// The Workload that the caller is, `namespace/name`, where it is exactly one: several may have its
+    /// identity. Empty otherwise.
+    #[prost(string, tag = "3")]
+    pub workload: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Policies {
@@ -25,8 +29,8 @@ pub struct Document {
     /// By which decisions name it.
     #[prost(string, tag = "1")]
     pub path: ::prost::alloc::string::String,
-    #[prost(bytes = "vec", tag = "2")]
-    pub text: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub text: ::prost::bytes::Bytes,
 }
 /// Generated client implementations.
 pub mod control_client {

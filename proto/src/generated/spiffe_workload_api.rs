@@ -7,8 +7,8 @@ pub struct X509svidResponse {
     #[prost(message, repeated, tag = "1")]
     pub svids: ::prost::alloc::vec::Vec<X509svid>,
     /// Revocation lists, each in DER.
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    pub crl: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub crl: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     /// Bundles of other trust domains, by `spiffe://<trust domain>`: DER certificates, one after
     /// the other.
     #[prost(map = "string, bytes", tag = "3")]
@@ -23,14 +23,14 @@ pub struct X509svid {
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
     /// The chain, leaf first: DER certificates, one after the other.
-    #[prost(bytes = "vec", tag = "2")]
-    pub x509_svid: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub x509_svid: ::prost::bytes::Bytes,
     /// The leaf's key: PKCS#8 in DER, not encrypted.
     #[prost(bytes = "vec", tag = "3")]
     pub x509_svid_key: ::prost::alloc::vec::Vec<u8>,
     /// The authorities of the identity's own trust domain: DER certificates, one after the other.
-    #[prost(bytes = "vec", tag = "4")]
-    pub bundle: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub bundle: ::prost::bytes::Bytes,
     /// What the identity is for; unique in one response where it is not empty.
     #[prost(string, tag = "5")]
     pub hint: ::prost::alloc::string::String,
@@ -40,8 +40,8 @@ pub struct X509BundlesRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct X509BundlesResponse {
     /// Revocation lists, each in DER.
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    pub crl: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub crl: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     /// Bundles by `spiffe://<trust domain>`: DER certificates, one after the other.
     #[prost(map = "string, bytes", tag = "2")]
     pub bundles: ::std::collections::HashMap<

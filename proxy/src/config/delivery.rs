@@ -8,6 +8,8 @@ use postern_policies::{
     yaml::{Fields, Node, Value, fields},
 };
 
+use crate::relay;
+
 /// How traffic is delivered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
@@ -70,7 +72,7 @@ impl Default for Delivery {
         Self {
             connect_timeout: Duration::from_secs(1),
             request_timeout: Duration::from_secs(60),
-            idle_timeout: Duration::from_secs(60 * 60),
+            idle_timeout: relay::IDLE_TIMEOUT,
             dns_refresh: Duration::from_secs(10),
             retries: Retries {
                 attempts: 2,

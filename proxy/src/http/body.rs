@@ -3,7 +3,6 @@
 
 use std::{
     any::Any,
-    collections::HashMap,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -11,10 +10,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 
 use super::headers::strip_trailers;
 use crate::access_log::{AccessLog, Record};
@@ -91,15 +91,24 @@ impl Answered {
         }
     }
 
+    /// The same without a byte; what it holds and what is written when it ends stay.
+    pub(crate) fn without_bytes(mut self) -> Self {
+        self.kind = Kind::Own(Full::default());
+        self
+    }
+
     /// Holds something until the body has ended, such as a place on a connection.
     pub(crate) fn holding(mut self, held: impl Any + Send) -> Self {
         self.held = Some(Box::new(held));
         self
     }
 
-    /// Writes this line when the body ends.
+    /// Writes this line when the body ends; where the protocol is switched, that is done at the end of
+    /// what follows.
     pub(crate) fn then_log(mut self, log: AccessLog, record: Record, began: Instant) -> Self {
-        self.line = Some((log, record, began));
+        if record.status != Some(StatusCode::SWITCHING_PROTOCOLS.as_u16()) {
+            self.line = Some((log, record, began));
+        }
         self
     }
 
@@ -177,11 +186,20 @@ struct Shared {
 
 #[derive(Debug)]
 struct Waiting {
-    next: u64,
-    /// Until when each answer may wait.
-    answers: HashMap<u64, Instant>,
+    /// Until when each answer may wait, at its place; none for one that waits for the upstream.
+    answers: Vec<Option<Instant>>,
+    /// Places that answers have left.
+    free: Vec<usize>,
     /// When something of any answer was taken.
     moved: Instant,
+}
+
+impl Waiting {
+    fn set(&mut self, place: usize, until: Option<Instant>) {
+        if let Some(answer) = self.answers.get_mut(place) {
+            *answer = until;
+        }
+    }
 }
 
 impl Shared {
@@ -193,8 +211,8 @@ impl Shared {
 impl Untaken {
     pub(crate) fn new(patience: Duration) -> Self {
         let waiting = Waiting {
-            next: 0,
-            answers: HashMap::new(),
+            answers: Vec::new(),
+            free: Vec::new(),
             moved: Instant::now(),
         };
         Self {
@@ -211,10 +229,16 @@ impl Untaken {
     fn place(&self, is_stream: bool) -> Place {
         let patience = self.patience * if is_stream { STREAM_PATIENCE } else { 1 };
         let mut waiting = self.all.lock();
-        waiting.next += 1;
-        let number = waiting.next;
         // A library asks for the first frame only where the caller has room for it.
-        waiting.answers.insert(number, Instant::now() + patience);
+        let until = Some(Instant::now() + patience);
+        let number = match waiting.free.pop() {
+            Some(number) => number,
+            None => waiting.answers.len(),
+        };
+        match waiting.answers.get_mut(number) {
+            Some(answer) => *answer = until,
+            None => waiting.answers.push(until),
+        }
         drop(waiting);
         self.all.some.notify_one();
         Place {
@@ -229,13 +253,14 @@ impl Untaken {
         loop {
             let due = {
                 let waiting = self.all.lock();
-                let due = waiting.answers.values().min().copied();
+                let due = waiting.answers.iter().flatten().min().copied();
                 due.map(|due| due.max(waiting.moved + self.patience))
             };
             match due.map(|due| due.saturating_duration_since(Instant::now())) {
                 None => self.all.some.notified().await,
                 Some(Duration::ZERO) => return,
-                Some(left) => tokio::time::sleep(left).await,
+                // One that comes later may wait less long.
+                Some(left) => drop(timeout(left, self.all.some.notified()).await),
             }
         }
     }
@@ -245,7 +270,7 @@ impl Untaken {
 #[derive(Debug)]
 struct Place {
     all: Arc<Shared>,
-    number: u64,
+    number: usize,
     patience: Duration,
 }
 
@@ -256,17 +281,19 @@ impl Place {
         let mut waiting = self.all.lock();
         if got_some {
             waiting.moved = now;
-            waiting.answers.insert(self.number, now + self.patience);
+            waiting.set(self.number, Some(now + self.patience));
             self.all.some.notify_one();
         } else {
-            waiting.answers.remove(&self.number);
+            waiting.set(self.number, None);
         }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.all.lock().answers.remove(&self.number);
+        let mut waiting = self.all.lock();
+        waiting.set(self.number, None);
+        waiting.free.push(self.number);
     }
 }
 

@@ -3,10 +3,7 @@
 //! Nothing of a request tells who sent it. Fields in which an app would look for that are stripped
 //! in every spelling, and set from the handshake alone.
 
-use aws_lc_rs::{
-    digest,
-    rand::{SecureRandom as _, SystemRandom},
-};
+use aws_lc_rs::digest;
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, TE, TRANSFER_ENCODING, UPGRADE},
@@ -15,6 +12,9 @@ use postern_policies::decide::Headers;
 use postern_spiffe::{SpiffeId, VerifiedPeer};
 use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use super::trace::{TRACEPARENT, digits};
+use crate::random::random;
 
 /// Strips what belongs to one connection alone, and what its `Connection` field names.
 /// Spec: RFC 9110 section 7.6.1.
@@ -26,7 +26,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         // What a message cannot do without, nobody names away.
-        .filter(|name| ![HOST, CONTENT_LENGTH, REQUEST_ID].contains(name))
+        .filter(|name| ![HOST, CONTENT_LENGTH, REQUEST_ID, TRACEPARENT].contains(name))
         .collect();
     for name in named {
         headers.remove(name);
@@ -59,12 +59,22 @@ pub(crate) fn strip_identity(headers: &mut HeaderMap) {
 
 /// Names come in lower case; some apps take `_` for `-`.
 fn is_identity(name: &str) -> bool {
-    let name = name.replace('_', "-");
-    matches!(
-        name.as_str(),
-        "x-forwarded-client-cert" | "x-spiffe-id" | "x-client-identity"
-    ) || name.starts_with("x-postern-")
+    let reads_as = |name: &str, known: &str| {
+        let same = |(byte, of): (u8, u8)| byte == of || (byte == b'_' && of == b'-');
+        name.len() == known.len() && name.bytes().zip(known.bytes()).all(same)
+    };
+    let known = [
+        "x-forwarded-client-cert",
+        "x-spiffe-id",
+        "x-client-identity",
+    ];
+    let prefix = name.get(..OWN_PREFIX.len());
+    known.iter().any(|known| reads_as(name, known))
+        || prefix.is_some_and(|prefix| reads_as(prefix, OWN_PREFIX))
 }
+
+/// How the names of our own fields begin.
+const OWN_PREFIX: &str = "x-postern-";
 
 /// May a trailer of this name pass? Not what frames or routes a message, and not what tells who
 /// sent it. Spec: RFC 9110 section 6.5.1.
@@ -90,6 +100,8 @@ pub(crate) fn is_trailer(name: &[u8]) -> bool {
                 | "proxy-authorization"
                 | "proxy-connection"
                 | "te"
+                | "traceparent"
+                | "tracestate"
                 | "trailer"
                 | "transfer-encoding"
                 | "upgrade"
@@ -181,35 +193,18 @@ pub(crate) fn request_id(headers: &mut HeaderMap) -> HeaderValue {
 
 /// A random UUID (RFC 9562, version 4).
 fn new_id() -> HeaderValue {
-    let mut bytes = [0; 16];
-    // Without randomness an id is only less useful, not less safe.
-    let _ = SystemRandom::new().fill(&mut bytes);
-    let number =
-        (u128::from_be_bytes(bytes) & !(0xf << 76) | (4 << 76)) & !(0b11 << 62) | (0b10 << 62);
-    let hex = format!("{number:032x}");
-    let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)];
-    let text: Vec<&str> = parts
-        .iter()
-        .filter_map(|&(from, to)| hex.get(from..to))
-        .collect();
-    HeaderValue::try_from(text.join("-")).unwrap_or(HeaderValue::from_static("0"))
-}
-
-/// Gives a request a trace context if it has none. Spec: W3C Trace Context section 3.2.
-pub(crate) fn trace(headers: &mut HeaderMap) {
-    if headers.contains_key(TRACEPARENT) {
-        return;
+    let mut bytes = random::<16>();
+    let [_, _, _, _, _, _, version, _, variant, ..] = &mut bytes;
+    *version = *version & 0x0f | 0x40;
+    *variant = *variant & 0x3f | 0x80;
+    let mut letters = *b"00000000-0000-0000-0000-000000000000";
+    let mut rest = bytes.as_slice();
+    for part in letters.split_mut(|letter| *letter == b'-') {
+        let (now, later) = rest.split_at_checked(part.len() / 2).unwrap_or_default();
+        digits(now, part);
+        rest = later;
     }
-    let mut bytes = [0; 24];
-    if SystemRandom::new().fill(&mut bytes).is_err() {
-        return;
-    }
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    if let (Some(trace), Some(span)) = (hex.get(..32), hex.get(32..))
-        && let Ok(value) = HeaderValue::try_from(format!("00-{trace}-{span}-00"))
-    {
-        headers.insert(TRACEPARENT, value);
-    }
+    HeaderValue::from_bytes(&letters).unwrap_or(HeaderValue::from_static("0"))
 }
 
 /// Header fields, as policies look at them.
@@ -229,7 +224,6 @@ pub(crate) const FORWARDED_CLIENT_CERT: HeaderName =
     HeaderName::from_static("x-forwarded-client-cert");
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) const REASON: HeaderName = HeaderName::from_static("x-postern-reason");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,17 @@
 //! Speaking HTTP with whoever called: the bounds, the checks that every request must pass, and the
 //! answers that are ours.
 
-use std::{convert::Infallible, error::Error as _, io, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    error::Error as _,
+    future::poll_fn,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version,
@@ -18,21 +28,25 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use postern_policies::normalize::{self, HostRefused, PathNormalization, PathRefused};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::Notify,
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
 
 use super::{
     body::{Answered, Asked, Untaken},
+    grpc,
     guard::{Guarded, Wire},
     head::{self, MAX_HEAD_BYTES},
     headers,
+    trace::TraceContext,
     upgrade::{Tunnels, offers_websocket},
 };
 use crate::{
     config::Patience,
     detect::{Detecting, Spoken},
+    drain::Steps,
     pool::{CONNECTION_WINDOW, MAX_HEADER_LIST_BYTES, MAX_HEADERS, STREAM_WINDOW},
+    until::until,
 };
 
 /// Why a connection did not end well.
@@ -65,19 +79,60 @@ impl Cut {
     }
 }
 
-/// Serves a connection until it ends. When `draining` is cancelled it finishes what is in flight
-/// and ends.
+/// When a connection is to end, without anything that is in flight being lost.
+#[derive(Debug, Clone)]
+pub(crate) struct Ending {
+    /// With the proxy.
+    pub(crate) steps: Steps,
+    /// The caller is asked to leave, and may finish what it has begun: its certificate ends soon.
+    pub(crate) leave_at: Option<Instant>,
+}
+
+impl Ending {
+    async fn begins(&self) {
+        let leave = async {
+            match self.leave_at {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.steps.leaving.cancelled() => {}
+            () = leave => {}
+        }
+    }
+
+    fn must_leave(&self) -> bool {
+        self.steps.leaving.is_cancelled() || self.leave_at.is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// Waits until a connection of HTTP/1 on which nothing is asked is to end. Who has just come is
+    /// about to ask: its first request is waited for.
+    async fn ends_idle(&self, came: Instant, asked: &Notify) {
+        self.steps.closing.cancelled().await;
+        tokio::select! {
+            () = asked.notified() => {}
+            () = tokio::time::sleep_until((came + FIRST_REQUEST).into()) => {}
+        }
+    }
+}
+
+/// Serves a connection until it ends. When the proxy ends it finishes what is in flight and ends.
 pub(crate) async fn serve<S, F>(
     stream: S,
     is_http2: bool,
-    draining: CancellationToken,
+    steps: Steps,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
 ) -> Result<(), Cut>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = Response<Answered>> + Send + 'static,
 {
-    serve_within(Patience::default(), stream, is_http2, draining, answer).await
+    let ending = Ending {
+        steps,
+        leave_at: None,
+    };
+    serve_within(Patience::default(), stream, is_http2, ending, answer).await
 }
 
 /// Serves a connection of a caller that may stand still for so long and no longer.
@@ -85,24 +140,26 @@ pub(crate) async fn serve_within<S, F>(
     patience: Patience,
     stream: S,
     is_http2: bool,
-    draining: CancellationToken,
+    ending: Ending,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
 ) -> Result<(), Cut>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = Response<Answered>> + Send + 'static,
 {
+    // On the heap: a connection without a request has no room for one.
+    let answer = move |request| survived(Box::pin(answer(request)));
     if is_http2 {
-        serve_http2(patience, stream, draining, answer).await
+        serve_http2(patience, stream, ending, answer).await
     } else {
-        serve_http1(patience, stream, draining, answer).await
+        serve_http1(patience, stream, ending, answer).await
     }
 }
 
 async fn serve_http2<S, F>(
     patience: Patience,
     stream: S,
-    draining: CancellationToken,
+    ending: Ending,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
 ) -> Result<(), Cut>
 where
@@ -122,10 +179,12 @@ where
         service_fn(move |request| {
             let (answer, untaken) = (answer.clone(), untaken.clone());
             async move {
-                let response = answer(request).await;
-                let kind = response.headers().get(CONTENT_TYPE);
-                let is_stream =
-                    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+                let is_call = grpc::is_grpc(request.headers());
+                let mut response = answer(request).await;
+                if is_call {
+                    response = grpc::in_form(response);
+                }
+                let is_stream = grpc::is_grpc(response.headers());
                 Ok::<_, Infallible>(response.map(|body| body.watched(&untaken, is_stream)))
             }
         })
@@ -143,15 +202,18 @@ where
         .keep_alive_timeout(Duration::from_secs(10))
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let mut nobody_takes = std::pin::pin!(untaken.for_too_long());
-    tokio::select! {
-        ended = connection.as_mut() => return Ok(ended?),
-        () = nobody_takes.as_mut() => return Err(Cut::Untaken(patience.write)),
-        () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
-    }
-    tokio::select! {
-        ended = connection => Ok(ended?),
-        () = nobody_takes => Err(Cut::Untaken(patience.write)),
+    let served = async {
+        match until(connection.as_mut(), ending.begins()).await {
+            Ok(ended) => ended,
+            Err(()) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    };
+    match until(served, untaken.for_too_long()).await {
+        Ok(ended) => Ok(ended?),
+        Err(()) => Err(Cut::Untaken(patience.write)),
     }
 }
 
@@ -159,7 +221,7 @@ where
 async fn serve_http1<S, F>(
     patience: Patience,
     stream: S,
-    draining: CancellationToken,
+    ending: Ending,
     answer: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
 ) -> Result<(), Cut>
 where
@@ -168,9 +230,13 @@ where
 {
     let (wire, tunnels) = (Arc::new(Wire::default()), Tunnels::default());
     let stream = Guarded::new(stream, wire.clone(), patience);
+    // Each request has its own handle on both.
+    let (ending, asked) = (Arc::new(ending), Arc::new(Notify::new()));
+    let came = Instant::now();
     let service = {
-        let tunnels = tunnels.clone();
+        let (tunnels, ending, asked) = (tunnels.clone(), ending.clone(), asked.clone());
         service_fn(move |mut request: Request<Incoming>| {
+            asked.notify_one();
             let (number, refused) = wire.take_up();
             if let Some(refused) = refused {
                 request.extensions_mut().insert(refused);
@@ -178,13 +244,19 @@ where
             if wire.is_offer(number) {
                 request.extensions_mut().insert(tunnels.clone());
             }
-            let (answer, wire) = (answer.clone(), wire.clone());
+            let (answer, wire, ending) = (answer.clone(), wire.clone(), ending.clone());
             if !request.body().is_end_stream() {
                 request.extensions_mut().insert(wire.clone());
             }
             async move {
-                let response = answer(request).await;
-                wire.answered(number, response.status() == StatusCode::SWITCHING_PROTOCOLS);
+                let mut response = answer(request).await;
+                let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                wire.answered(number, switches);
+                // A connection that nobody uses stays: its caller may be about to ask.
+                if ending.must_leave() && !switches {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
                 Ok::<_, Infallible>(response)
             }
         })
@@ -198,17 +270,38 @@ where
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
-    let mut ended = None;
-    tokio::select! {
-        outcome = connection.as_mut() => ended = Some(outcome),
-        () = draining.cancelled() => connection.as_mut().graceful_shutdown(),
-    }
-    let outcome = match ended {
-        Some(outcome) => outcome,
-        None => connection.await,
+    let outcome = match until(connection.as_mut(), ending.ends_idle(came, &asked)).await {
+        Ok(ended) => ended,
+        Err(()) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
     };
     tunnels.ended().await;
     Ok(outcome?)
+}
+
+/// The answer of a request, or 500 where its making panics: that is a defect of ours, and neither other
+/// requests nor the connection pay for it. Nobody looks again at what is dropped here half done.
+async fn survived(
+    mut answer: impl Future<Output = Response<Answered>> + Unpin,
+) -> Response<Answered> {
+    let outcome = poll_fn(|context| {
+        let polled = AssertUnwindSafe(|| Pin::new(&mut answer).poll(context));
+        match catch_unwind(polled) {
+            Ok(polled) => polled.map(Some),
+            Err(_) => Poll::Ready(None),
+        }
+    });
+    outcome.await.unwrap_or_else(|| {
+        let id = headers::request_id(&mut HeaderMap::new());
+        tracing::error!(request_id = ?id, "a request is answered by 500: its task panicked");
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        let mut answer = own_answer(status, "internal error", &id);
+        let close = HeaderValue::from_static("close");
+        answer.headers_mut().insert(CONNECTION, close);
+        answer
+    })
 }
 
 /// Why a request is refused before any policy is asked.
@@ -226,6 +319,8 @@ pub(crate) enum Malformed {
     Host,
     #[error("the request's host is not that of its target")]
     HostMismatch,
+    #[error("a field's value begins or ends with a space or a tab")]
+    Padding,
     #[error("the request has two lengths")]
     Length,
     #[error("HTTP/1.0 has no transfer encoding")]
@@ -247,13 +342,30 @@ impl Malformed {
     }
 }
 
+/// By what a request is found again, here and elsewhere.
+#[derive(Debug, Clone)]
+pub(crate) struct Marks {
+    pub(crate) id: HeaderValue,
+    pub(crate) trace: TraceContext,
+}
+
+impl Marks {
+    /// Takes them from a request's fields, and says there what the next one is to see.
+    fn take(headers: &mut HeaderMap) -> Self {
+        Self {
+            id: headers::request_id(headers),
+            trace: TraceContext::take(headers),
+        }
+    }
+}
+
 /// A request in its one spelling: what is judged, and what will be forwarded.
 #[derive(Debug)]
 pub(crate) struct Clean {
     pub(crate) request: Request<Asked>,
     /// The authority, with its port if one was sent.
     pub(crate) host: String,
-    pub(crate) id: HeaderValue,
+    pub(crate) marks: Marks,
     /// The stream that its body comes from, where that is watched.
     pub(crate) wire: Option<Arc<Wire>>,
     /// Where bytes flow if the app takes up the offer to speak WebSocket; `None` without one.
@@ -269,13 +381,13 @@ impl Clean {
 /// Brings a request into its one spelling: target, host, path, header fields.
 ///
 /// # Errors
-/// [`Malformed`] with the request's id: it is refused, and the app does not see it.
+/// [`Malformed`] with the request's marks: it is refused, and the app does not see it.
 pub(crate) fn clean(
     mut request: Request<Incoming>,
     paths: PathNormalization,
-) -> Result<Clean, (Malformed, HeaderValue)> {
+) -> Result<Clean, Box<(Malformed, Marks)>> {
     headers::strip_identity(request.headers_mut());
-    let id = headers::request_id(request.headers_mut());
+    let marks = Marks::take(request.headers_mut());
     match check(&request, paths) {
         Ok((host, target)) => {
             let websocket = request.extensions_mut().remove::<Tunnels>();
@@ -283,7 +395,6 @@ pub(crate) fn clean(
                 websocket.filter(|_| offers_websocket(request.method(), request.headers()));
             let wire = request.extensions_mut().remove::<Arc<Wire>>();
             headers::strip_hop_by_hop(request.headers_mut());
-            headers::trace(request.headers_mut());
             headers::join_cookies(request.headers_mut());
             frame(&mut request);
             if let Ok(value) = HeaderValue::try_from(host.as_str()) {
@@ -293,12 +404,12 @@ pub(crate) fn clean(
             Ok(Clean {
                 request: request.map(Asked::from),
                 host,
-                id,
+                marks,
                 wire,
                 websocket,
             })
         }
-        Err(malformed) => Err((malformed, id)),
+        Err(malformed) => Err(Box::new((malformed, marks))),
     }
 }
 
@@ -329,6 +440,11 @@ fn check(
         return Err(Malformed::Scheme);
     }
     let headers = request.headers();
+    // Of HTTP/1 the spaces around a value belong to the line; of HTTP/2 they would to the value, and an
+    // app that speaks HTTP/1 would not see them. Spec: RFC 9113 section 8.2.1.
+    if request.version() == Version::HTTP_2 && headers.values().any(is_padded) {
+        return Err(Malformed::Padding);
+    }
     lengths(request.version(), headers)?;
     // The library takes `?x` for a path, and adds the slash that it does not have.
     let target = request.uri().path_and_query().map(PathAndQuery::as_str);
@@ -344,6 +460,11 @@ fn check(
     };
     let target = PathAndQuery::try_from(target).map_err(|_| PathRefused::Character)?;
     Ok((host, target))
+}
+
+fn is_padded(value: &HeaderValue) -> bool {
+    let ends = [value.as_bytes().first(), value.as_bytes().last()];
+    ends.iter().any(|end| matches!(end, Some(b' ' | b'\t')))
 }
 
 /// Two statements about the length are two readings of where the request ends.
@@ -395,6 +516,7 @@ pub(crate) fn own_answer(
 ) -> Response<Answered> {
     let mut response = Response::new(Answered::own(text));
     *response.status_mut() = status;
+    response.extensions_mut().insert(grpc::Words(text));
     let headers = response.headers_mut();
     headers.insert(SERVER, HeaderValue::from_static("postern"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
@@ -456,6 +578,9 @@ const METHODS: [&str; 32] = [
     "SUBSCRIBE",
     "UNSUBSCRIBE",
 ];
+
+/// How long a caller may take from its first byte to its first request while the proxy ends.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 const MAX_STREAMS: u32 = 100;
 const MAX_PENDING_RESETS: usize = 20;

@@ -1,13 +1,15 @@
 //! Switching protocols: WebSocket, where the configuration says so.
 //!
-//! The offer is judged as the request that it is. The app is asked over a connection of its own,
-//! and only when it answers 101 to exactly what was offered do bytes flow both ways. They flow
-//! inside the caller's connection: when that is cut, so are they.
+//! The offer is judged as the request that it is. The app, or the proxy of another pod, is asked over
+//! a connection of its own, and only when it answers 101 to exactly what was offered do bytes flow
+//! both ways. They flow inside the caller's connection: when that is cut, so are they.
 
 use std::{
+    any::Any,
+    io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use http::{
@@ -16,6 +18,7 @@ use http::{
 };
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use prometheus_client::metrics::counter::Counter;
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 
 use super::{
@@ -23,8 +26,16 @@ use super::{
     body::Asked,
     head::{MAX_FIELDS, MAX_HEAD_BYTES},
     headers,
+    serve::Marks,
 };
-use crate::{pool::UpstreamError, relay};
+use crate::{
+    access_log::{AccessLog, Line, Record, may_not_go_on},
+    app::Proxy,
+    connections::Watched,
+    pool::{Stream, UpstreamError},
+    relay,
+    telemetry::upstream::BoundLabels,
+};
 
 /// The tunnels of a connection. They end when the connection's task drops this.
 #[derive(Debug, Clone, Default)]
@@ -68,14 +79,104 @@ pub(crate) fn offers_websocket(method: &Method, headers: &HeaderMap) -> bool {
         && one(SEC_WEBSOCKET_KEY).is_some()
 }
 
-/// Carries the offer to the app. When it is taken up, bytes flow until either end is done.
+/// A connection on which an offer is made, and nothing else.
+pub(crate) struct Way {
+    pub(crate) stream: Box<dyn Stream>,
+    /// What watches it, if its peer has an identity.
+    pub(crate) watched: Option<Watched>,
+    /// Held until nothing flows any more, such as a place among connections.
+    pub(crate) _held: Box<dyn Any + Send + Sync>,
+}
+
+impl Way {
+    async fn must_end(&self) {
+        match &self.watched {
+            Some(watched) => watched.must_end().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What is told of a tunnel when it ends.
+pub(crate) struct Told {
+    log: AccessLog,
+    record: Record,
+    began: Instant,
+    /// Counts those that end because nothing moves.
+    idle: Counter,
+}
+
+impl Told {
+    /// The record is that of the request that makes the offer.
+    pub(crate) fn of(proxy: &Proxy, mut record: Record, marks: &Marks, began: Instant) -> Self {
+        record.marked(marks);
+        record.status = Some(StatusCode::SWITCHING_PROTOCOLS.as_u16());
+        let labels = BoundLabels {
+            direction: record.direction(),
+            bound: "idle",
+        };
+        let bounds = &proxy.metrics.upstream.bounds;
+        Self {
+            log: proxy.access_log.clone(),
+            record,
+            began,
+            idle: bounds.get_or_create_owned(&labels),
+        }
+    }
+
+    fn switched(self) -> (Line, Counter) {
+        (Line::of(&self.log, self.record, self.began), self.idle)
+    }
+}
+
+/// Carries the offer to the app of this pod; see [`offer`].
 ///
 /// # Errors
 /// [`UpstreamError`], as for any request.
-pub(crate) async fn websocket(
-    mut request: Request<Asked>,
+pub(crate) async fn offer_app(
+    request: Request<Asked>,
     app: SocketAddr,
     tunnels: &Tunnels,
+    idle: Duration,
+    told: Told,
+) -> Result<Response<Incoming>, UpstreamError> {
+    let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(app)).await;
+    let stream = connected
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(|error| UpstreamError::Connect(error.to_string()))?;
+    let _ = stream.set_nodelay(true);
+    let way = Way {
+        stream: Box::new(stream),
+        watched: None,
+        _held: Box::new(()),
+    };
+    let patience = Patience {
+        answer: ANSWER_TIMEOUT,
+        idle,
+    };
+    offer(request, way, tunnels, patience, told).await
+}
+
+/// How long the other side may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// For the head of its answer.
+    pub(crate) answer: Duration,
+    /// While nothing moves in either direction.
+    pub(crate) idle: Duration,
+}
+
+/// Makes the offer. When it is taken up, bytes flow until both ends are done, nothing moved for too
+/// long, or the connection must end.
+///
+/// # Errors
+/// [`UpstreamError`], as for any request; an answer that switches to anything else is one, too.
+pub(crate) async fn offer(
+    mut request: Request<Asked>,
+    mut way: Way,
+    tunnels: &Tunnels,
+    patience: Patience,
+    told: Told,
 ) -> Result<Response<Incoming>, UpstreamError> {
     let caller = hyper::upgrade::on(&mut request);
     set(request.headers_mut());
@@ -85,21 +186,22 @@ pub(crate) async fn websocket(
         .parse()
         .map_err(|_| UpstreamError::Request)?;
 
-    let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(app)).await;
-    let stream = connected
-        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
-        .map_err(|error| UpstreamError::Connect(error.to_string()))?;
-    let _ = stream.set_nodelay(true);
+    let stream = std::mem::replace(&mut way.stream, Box::new(tokio::io::empty()));
     let (mut sender, connection) = http1::Builder::new()
         .max_headers(MAX_FIELDS)
         .max_buf_size(MAX_HEAD_BYTES)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| UpstreamError::Answer(error.to_string()))?;
+    let way = Arc::new(way);
+    let driven = way.clone();
     tunnels.spawn(async move {
-        let _ = connection.with_upgrades().await;
+        tokio::select! {
+            _ = connection.with_upgrades() => {}
+            () = driven.must_end() => {}
+        }
     });
-    let mut response = timeout(ANSWER_TIMEOUT, sender.send_request(request))
+    let mut response = timeout(patience.answer, sender.send_request(request))
         .await
         .map_err(|_| UpstreamError::Timeout)?
         .map_err(|error| UpstreamError::Answer(error.to_string()))?;
@@ -113,12 +215,24 @@ pub(crate) async fn websocket(
         return Err(Ambiguous::Switch.into());
     }
     let app = hyper::upgrade::on(&mut response);
+    let (line, idle) = told.switched();
     tunnels.spawn(async move {
-        if let (Ok(caller), Ok(app)) = tokio::join!(caller, app) {
+        let carried = async {
+            let (caller, app) = tokio::try_join!(caller, app).map_err(io::Error::other)?;
             let (mut caller, mut app) = (TokioIo::new(caller), TokioIo::new(app));
-            // How a tunnel ends is the business of its ends.
-            let _ = relay::relay(&mut caller, &mut app).await;
+            relay::relay(&mut caller, &mut app, patience.idle, &line.passed).await
+        };
+        let how = tokio::select! {
+            how = carried => how,
+            () = way.must_end() => Err(may_not_go_on()),
+        };
+        if how
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
+        {
+            idle.inc();
         }
+        line.ended(how);
     });
     headers::strip_hop_by_hop(response.headers_mut());
     set(response.headers_mut());

@@ -15,6 +15,7 @@ use std::io::Write as _;
 use clap::{Args, Subcommand};
 
 pub use options::Setup;
+pub(crate) use plan::{PortRange, Ranges, network};
 
 /// What can be done to the present network namespace.
 #[derive(Debug, Subcommand)]
@@ -23,6 +24,9 @@ pub enum Command {
     #[command(after_help = EXAMPLES)]
     Setup(Box<Setup>),
     /// Takes away what `setup` made
+    #[command(
+        after_help = "Examples:\n  postern-proxy netns cleanup --dry-run\n  postern-proxy netns cleanup"
+    )]
     Cleanup(Cleanup),
 }
 
@@ -78,6 +82,17 @@ pub(crate) const PROBE_INBOUND: u16 = 15098;
 
 /// The port, on loopback, that the rules redirect like any destination: for all but the proxy.
 pub(crate) const PROBE_EXEMPTION: u16 = 15097;
+
+/// The ports of a proxy's pod that nobody else may have: those of the proxy, as they are by default and
+/// in all of our examples, and those of the probe. That of metrics and health is open anyway.
+pub(crate) const OWN_PORTS: [u16; 6] = [
+    15000,
+    15001,
+    15006,
+    PROBE_OUTBOUND,
+    PROBE_INBOUND,
+    PROBE_EXEMPTION,
+];
 
 const EXAMPLES: &str = "\
 Examples:

@@ -221,7 +221,8 @@ const DROP: &str = "counter drop";
 /// Of connections that were let in or out, and errors about them.
 const ONGOING: [&str; 2] = [
     "ct state established accept",
-    "ct state related meta l4proto { icmp, ipv6-icmp } accept",
+    // Not `ipv6-icmp`: that name is looked up in /etc/protocols, which a small image does not have.
+    "ct state related meta l4proto { icmp, icmpv6 } accept",
 ];
 
 /// IPv6 has no other way to find its neighbours.

@@ -150,6 +150,36 @@ impl Ranges {
     pub(crate) fn iter(&self) -> impl Iterator<Item = PortRange> {
         self.0.iter().copied()
     }
+
+    /// All ports but these.
+    pub(crate) fn others(&self) -> Vec<PortRange> {
+        let mut others = Vec::new();
+        let mut first = Some(1);
+        for range in self.iter() {
+            if let Some(first) = first.filter(|first| *first < range.first) {
+                let last = range.first - 1;
+                others.push(PortRange { first, last });
+            }
+            first = range.last.checked_add(1);
+        }
+        let last = u16::MAX;
+        others.extend(first.map(|first| PortRange { first, last }));
+        others
+    }
+}
+
+/// As the options are written.
+impl fmt::Display for Ranges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, PortRange { first, last }) in self.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            match first == last {
+                true => write!(f, "{comma}{first}")?,
+                false => write!(f, "{comma}{first}-{last}")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One port, or all from one to another.
@@ -260,6 +290,13 @@ mod tests {
             ranges("9,8000-8010,8005-8020,8021"),
             Ok(vec![(9, 9), (8000, 8021)])
         );
+        let others = |text: &str| {
+            let read = text.split(',').map(|one| one.parse().unwrap()).collect();
+            Ranges::of(Ranges::of(read).others()).to_string()
+        };
+        assert_eq!(others("80,8000-8010"), "1-79,81-7999,8011-65535");
+        assert_eq!(others("1-9,65535"), "10-65534");
+        assert_eq!(others("1-65535"), "");
         for (text, mend) in [
             ("0", "a number from 1 to 65535"),
             ("65536", "a number from 1 to 65535"),

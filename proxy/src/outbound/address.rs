@@ -4,10 +4,7 @@
 //! metadata, or to everybody. A Workload that names such an address itself is believed: its author
 //! may write what they like. Pure.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// What an address is that is not dialled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -127,39 +124,6 @@ pub(crate) fn looks_like_a_number(name: &str) -> bool {
     })
 }
 
-/// The listeners of this proxy.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Own {
-    /// Where a connection would go round in circles, or into the proxy's own doors.
-    pub(crate) closed: Vec<SocketAddr>,
-    /// Where callers arrive: a Workload may call itself.
-    pub(crate) inbound: Option<SocketAddr>,
-}
-
-impl Own {
-    /// Is this one of our listeners? `is_here` tells which addresses are this machine's, which
-    /// counts where a listener has all of them.
-    pub(crate) fn has(
-        &self,
-        address: SocketAddr,
-        literal: bool,
-        is_here: impl Fn(IpAddr) -> bool,
-    ) -> bool {
-        let ip = address.ip().to_canonical();
-        let is = |own: &SocketAddr| {
-            let at = own.ip().to_canonical();
-            own.port() == address.port() && (at == ip || (at.is_unspecified() && is_here(ip)))
-        };
-        self.closed.iter().any(is) || (!literal && self.inbound.iter().any(is))
-    }
-}
-
-/// Whether an address is one of this machine's: only those can be bound. In doubt it is.
-pub(crate) fn is_here(ip: IpAddr) -> bool {
-    let bound = std::net::UdpSocket::bind((ip, 0));
-    !bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable)
-}
-
 /// AWS and everybody, Azure, Alibaba, Oracle.
 const METADATA_V4: [Ipv4Addr; 5] = [
     Ipv4Addr::new(169, 254, 169, 254),
@@ -182,7 +146,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{Denied, Own, denied, looks_like_a_number};
+    use super::{Denied, denied, looks_like_a_number};
 
     #[test]
     fn every_spelling_of_a_forbidden_address_is_denied() {
@@ -288,34 +252,6 @@ mod tests {
         }
         for name in ["web", "web.5a", "5.web", "0xg", "127.0.0.1.nip.io", "x0x7f"] {
             assert!(!looks_like_a_number(name), "{name}");
-        }
-    }
-
-    #[test]
-    fn the_proxy_does_not_call_itself() {
-        // FAULTS 116
-        let own = Own {
-            closed: vec![
-                "127.0.0.1:15000".parse().unwrap(),
-                "0.0.0.0:15020".parse().unwrap(),
-            ],
-            inbound: Some("0.0.0.0:15006".parse().unwrap()),
-        };
-        let here = |ip: std::net::IpAddr| ip.to_string() == "10.0.0.5";
-        for (address, literal, expected) in [
-            ("127.0.0.1:15000", true, true),
-            ("[::ffff:127.0.0.1]:15000", true, true),
-            ("127.0.0.2:15000", true, false),
-            ("10.0.0.5:15020", true, true),
-            ("10.0.0.6:15020", true, false),
-            ("10.0.0.5:15021", true, false),
-            // A Workload may call itself where its document says so, and not because of a name.
-            ("10.0.0.5:15006", true, false),
-            ("10.0.0.5:15006", false, true),
-            ("10.0.0.6:15006", false, false),
-        ] {
-            let address = address.parse().unwrap();
-            assert_eq!(own.has(address, literal, here), expected, "{address}");
         }
     }
 }

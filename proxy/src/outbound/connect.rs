@@ -16,9 +16,10 @@ use tokio_rustls::TlsConnector;
 use super::destination::{Destination, Endpoint};
 use crate::{
     app::Proxy,
-    connections::Facts,
+    connections::{Carried, Counted, End, Facts, Traffic},
     pool::{Connected, UpstreamError},
-    tls::Offer,
+    renewal::{self, Binding, Renewal},
+    tls::{self, Offer},
 };
 
 /// Connects to the very address that was checked, and proves that exactly the destination's
@@ -51,7 +52,15 @@ pub(crate) async fn connect(
         .await
         .map_err(|error| refused(error.to_string()))?;
     let session = stream.get_ref().1;
-    let http2 = session.alpn_protocol() == Some(b"h2");
+    let http2 = session.alpn_protocol().is_some_and(tls::is_http2);
+    let carried = match offer {
+        Offer::Tcp => Carried::Tcp,
+        Offer::Http | Offer::Http1 | Offer::Http2 => Carried::http(http2),
+    };
+    let traffic = Traffic::of(carried);
+    let tls_group = tls::group(session);
+    let local = stream.get_ref().0.local_addr();
+    let binding = Binding::of(session);
     let chain: Vec<CertificateDer<'static>> = session
         .peer_certificates()
         .unwrap_or_default()
@@ -68,16 +77,39 @@ pub(crate) async fn connect(
         .not_after()
         .duration_since(SystemTime::now())
         .unwrap_or_default();
+    let usable = match binding {
+        Some(_) => renewal::until_retired(left),
+        None => left / 2,
+    };
     let facts = Facts {
+        end: End::Peer,
         id: proxy.connections.number(),
+        renewable: binding,
+        local_port: local.ok().map(|local| local.port()),
+        tls_group,
+        traffic: traffic.clone(),
         ..facts.clone()
     }
     .verified(&peer, chain);
+    let renewal = binding.map(|binding| Renewal {
+        identity: proxy.identity(),
+        connections: proxy.connections.clone(),
+        metrics: proxy.metrics.clone(),
+        id: facts.id,
+        binding,
+        expected: peer.id().clone(),
+        until: peer.svid().not_after().min(identity.svid().not_after()),
+    });
+    let id = facts.id;
+    let watched = proxy.connections.watch(facts);
+    // Lists, roots and policies may be others than when the handshake began.
+    proxy.recheck_connection(id);
     Ok(Connected {
-        stream: Box::new(stream),
+        stream: Box::new(Counted::new(stream, traffic)),
         http2,
-        retire_at: Some(Instant::now() + left / 2),
-        watched: Some(proxy.connections.watch(facts)),
+        retire_at: Some(Instant::now() + usable),
+        watched: Some(watched),
+        renewal,
     })
 }
 

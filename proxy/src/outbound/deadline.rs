@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, header::CONTENT_TYPE};
+use http::HeaderMap;
+
+use crate::http::grpc::is_grpc;
 
 /// How long the head of an answer may take: the configured time, or what a gRPC call says. One that
 /// says nothing may be a stream whose first message comes much later.
 pub(crate) fn patience(headers: &HeaderMap, configured: Duration) -> Duration {
-    let kind = headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes());
-    if !kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+    if !is_grpc(headers) {
         return configured;
     }
     let told = headers

@@ -21,7 +21,6 @@ use tokio::{
 };
 
 use super::{
-    address::{Own, is_here},
     balance::{PeakEwma, mix, pick},
     outlier::{Health, may_eject},
     resolve::{Answers, Resolver, Source, endpoints_here},
@@ -30,6 +29,7 @@ use super::{
 };
 use crate::{
     config::delivery::Delivery,
+    own::Own,
     pool::{Limits, Upstream},
     telemetry::{
         Metrics,
@@ -46,7 +46,7 @@ pub(crate) struct Destinations {
 /// What destinations have in common.
 pub(crate) struct Shared {
     pub(crate) settings: Delivery,
-    own: Own,
+    own: Arc<Own>,
     resolver: Resolver,
     metrics: Arc<Metrics>,
     dice: AtomicU64,
@@ -102,7 +102,7 @@ pub(crate) struct Endpoint {
 pub(crate) struct InFlight(Arc<Endpoint>);
 
 impl Destinations {
-    pub(crate) fn new(settings: Delivery, own: Own, metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(settings: Delivery, own: Arc<Own>, metrics: Arc<Metrics>) -> Self {
         // Another start in each process, so that many proxies do not choose alike.
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
         Self {
@@ -115,11 +115,6 @@ impl Destinations {
                 dice: AtomicU64::new(seed),
             }),
         }
-    }
-
-    /// Is this one of our own listeners? Nothing is forwarded to those.
-    pub(crate) fn is_own(&self, address: SocketAddr) -> bool {
-        self.shared.own.has(address, false, is_here)
     }
 
     /// The place in a Workload. As long as the directory says the same of it, it is the same.
@@ -315,6 +310,11 @@ impl Destination {
         endpoints: &[Arc<Endpoint>],
         tried: &[SocketAddr],
     ) -> Option<Arc<Endpoint>> {
+        if let [only] = endpoints
+            && tried.is_empty()
+        {
+            return Some(only.clone());
+        }
         let now = Instant::now();
         let untried = || {
             let is_new = |one: &&Arc<Endpoint>| !tried.contains(&one.address);

@@ -45,7 +45,7 @@ impl Seen {
             let Some(endpoint) = chosen else {
                 return Err(first.map_or(Missing::Address, Missing::Denied));
             };
-            let facts = Facts {
+            let mut facts = Facts {
                 destination: endpoint.address,
                 destination_identity: Some(destination.identity.clone()),
                 workload: Some(destination.workload.clone()),
@@ -55,6 +55,7 @@ impl Seen {
             let decision = set.decide_connection(&access);
             let record = Record::of(&facts).decided(set, &access, &decision);
             if decision.verdict == Verdict::Allow {
+                facts.let_in_by = decision.decided_by;
                 self.tried.push(endpoint.address);
                 return Ok((endpoint, facts, record));
             }

@@ -2,6 +2,7 @@
 //! if it can be repeated.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -19,21 +20,24 @@ use super::{
     connect::connect,
     count, deadline, decided_nowhere,
     destination::{Destination, Endpoint},
+    let_out,
+    opaque::once,
     permitted::{Missing, Seen},
     retry::{self, Failure},
 };
 use crate::{
     access_log::Record,
     app::Proxy,
-    connections::Facts,
+    connections::{Carried, Facts},
     http::{
-        body::Answered,
+        body::{Answered, Asked},
         headers::{self, REASON, REQUEST_ID},
-        serve::{Clean, clean, own_answer, refuse_malformed, serve},
+        serve::{Clean, Marks, clean, own_answer, refuse_malformed, serve},
+        upgrade::{Patience, Told, Tunnels, Way, offer},
     },
     inbound::{DENIED, class, upstream_failed},
     pool::{Again, Answer, Failed, Outgoing, UpstreamError},
-    telemetry::AnswerLabels,
+    telemetry::{AnswerLabels, otlp},
     tls::Offer,
 };
 
@@ -45,6 +49,7 @@ pub(super) async fn serve_app<S: AsyncRead + AsyncWrite + Unpin + Send + 'static
     wanted: Wanted,
     http2: bool,
 ) {
+    facts.traffic.carries(Carried::http(http2));
     let app = Arc::new(App {
         proxy: proxy.clone(),
         facts,
@@ -55,7 +60,7 @@ pub(super) async fn serve_app<S: AsyncRead + AsyncWrite + Unpin + Send + 'static
         let app = app.clone();
         async move { app.request(request).await }
     };
-    let _ = serve(stream, http2, proxy.draining.clone(), answer).await;
+    let _ = serve(stream, http2, proxy.steps.clone(), answer).await;
 }
 
 /// The app's connection, for all of its requests.
@@ -64,7 +69,15 @@ struct App {
     facts: Facts,
     wanted: Wanted,
     /// Where it leads to by these policies; looked for again when there are others.
-    route: Mutex<Option<(Arc<PolicySet>, Arc<Destination>)>>,
+    route: Mutex<Option<Route>>,
+}
+
+/// Where a connection leads to.
+struct Route {
+    of: Arc<PolicySet>,
+    to: Arc<Destination>,
+    /// The endpoints that it was let out to.
+    let_out: Vec<SocketAddr>,
 }
 
 /// A request without an answer of an upstream, and what is told of it.
@@ -76,21 +89,28 @@ struct Refusal {
 impl App {
     async fn request(&self, request: Request<Incoming>) -> Response<Answered> {
         let began = Instant::now();
+        self.facts.traffic.count_request();
         let (method, uri) = (request.method().clone(), request.uri().clone());
         // One spelling, before anything is judged.
-        let (id, answered) = match clean(request, self.proxy.config.paths) {
-            Ok(clean) => (clean.id.clone(), self.answer(clean, began).await),
-            Err((malformed, id)) => {
+        let (marks, answered) = match clean(request, self.proxy.config.paths) {
+            Ok(mut clean) => {
+                let otlp = self.proxy.config.otlp.as_ref();
+                let headers = clean.request.headers_mut();
+                otlp::sample(otlp, &mut clean.marks.trace, headers);
+                (clean.marks.clone(), self.answer(clean, began).await)
+            }
+            Err(refused) => {
+                let (malformed, marks) = *refused;
                 count(&self.proxy, "malformed");
                 let record = Record::of(&self.facts).of_request(&method, uri.path());
                 let record = record.refused("request", malformed.to_string());
-                let answer = refuse_malformed(malformed, &id);
-                (id, Err(Box::new(Refusal { answer, record })))
+                let answer = refuse_malformed(malformed, &marks.id);
+                (marks, Err(Box::new(Refusal { answer, record })))
             }
         };
         match answered {
-            Ok((response, record)) => self.finish(response, record, &id, began),
-            Err(refusal) => self.finish(refusal.answer, refusal.record, &id, began),
+            Ok((response, record)) => self.finish(response, record, &marks, began),
+            Err(refusal) => self.finish(refusal.answer, refusal.record, &marks, began),
         }
     }
 
@@ -118,7 +138,7 @@ impl App {
             destination,
             facts,
             host: clean.host.clone(),
-            id: clean.id.clone(),
+            marks: clean.marks.clone(),
             began,
             patience: deadline::patience(clean.request.headers(), configured),
             seen: Seen::default(),
@@ -129,7 +149,11 @@ impl App {
 
     fn not_ready(&self, clean: &Clean) -> Box<Refusal> {
         count(&self.proxy, "not_ready");
-        let answer = own_answer(StatusCode::SERVICE_UNAVAILABLE, "not ready", &clean.id);
+        let answer = own_answer(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not ready",
+            &clean.marks.id,
+        );
         let record = Record::of(&self.facts).of_request(clean.request.method(), clean.path());
         let record = record.refused("peerAuthentication", NOT_READY);
         Box::new(Refusal { answer, record })
@@ -138,14 +162,29 @@ impl App {
     /// What the connection leads to by these policies.
     fn route(&self, set: &Arc<PolicySet>) -> Result<Arc<Destination>, String> {
         let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, destination)) = &*route
-            && Arc::ptr_eq(of, set)
+        if let Some(known) = &*route
+            && Arc::ptr_eq(&known.of, set)
         {
-            return Ok(destination.clone());
+            return Ok(known.to.clone());
         }
         let found = self.wanted.destination(&self.proxy, set)?;
-        *route = Some((set.clone(), found.clone()));
+        *route = Some(Route {
+            of: set.clone(),
+            to: found.clone(),
+            let_out: Vec::new(),
+        });
         Ok(found)
+    }
+
+    /// The connection is let out to here; told once for each endpoint under the same policies.
+    fn is_let_out(&self, to: &Facts) {
+        let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = &mut *route else { return };
+        if !known.let_out.contains(&to.destination) {
+            known.let_out.push(to.destination);
+            drop(route);
+            let_out(&self.proxy, to);
+        }
     }
 
     /// The answer where there is no destination. Whether that would be allowed is told as well.
@@ -166,10 +205,10 @@ impl App {
         let (proxy, wanted) = (&self.proxy, &self.wanted);
         let (verdict, record) = decided_nowhere(proxy, set, facts, wanted, problem, Some(asked));
         let answer = match verdict {
-            Verdict::Deny => own_answer(StatusCode::FORBIDDEN, DENIED, &clean.id),
+            Verdict::Deny => own_answer(StatusCode::FORBIDDEN, DENIED, &clean.marks.id),
             Verdict::Allow => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
-                own_answer(status, "upstream unavailable", &clean.id)
+                own_answer(status, "upstream unavailable", &clean.marks.id)
             }
         };
         let record = record.of_request(clean.request.method(), clean.path());
@@ -180,18 +219,21 @@ impl App {
         &self,
         mut response: Response<Answered>,
         mut record: Record,
-        id: &HeaderValue,
+        marks: &Marks,
         began: Instant,
     ) -> Response<Answered> {
-        headers::strip_hop_by_hop(response.headers_mut());
-        response.headers_mut().insert(REQUEST_ID, id.clone());
+        // Of an answer that switches these fields say to what.
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            headers::strip_hop_by_hop(response.headers_mut());
+        }
+        response.headers_mut().insert(REQUEST_ID, marks.id.clone());
         let labels = AnswerLabels {
             direction: "outbound",
             class: class(response.status()),
         };
         self.proxy.metrics.answers.get_or_create(&labels).inc();
         record.status = Some(response.status().as_u16());
-        record.request_id = id.to_str().ok().map(str::to_owned);
+        record.marked(marks);
         let log = self.proxy.access_log.clone();
         response.map(|body| body.then_log(log, record, began))
     }
@@ -204,7 +246,7 @@ struct Delivery<'a> {
     destination: Arc<Destination>,
     facts: Facts,
     host: String,
-    id: HeaderValue,
+    marks: Marks,
     began: Instant,
     /// How long the answer may take, all tries together.
     patience: Duration,
@@ -221,7 +263,11 @@ enum Tried {
 }
 
 impl Delivery<'_> {
-    async fn run(mut self, clean: Clean) -> Result<(Response<Answered>, Record), Box<Refusal>> {
+    async fn run(mut self, mut clean: Clean) -> Result<(Response<Answered>, Record), Box<Refusal>> {
+        let offer = clean.websocket.take();
+        if let Some(tunnels) = offer.filter(|_| self.app.proxy.config.outbound.websocket) {
+            return self.switch(clean.request, tunnels).await;
+        }
         let destination = self.destination.clone();
         let mut request = clean.request.map(Outgoing::from);
         let Some(place) = destination.enter() else {
@@ -257,11 +303,72 @@ impl Delivery<'_> {
         }
     }
 
+    /// A request that offers to speak WebSocket: over a connection of its own, and no other endpoint
+    /// is tried once there is one.
+    async fn switch(
+        mut self,
+        request: Request<Asked>,
+        tunnels: Tunnels,
+    ) -> Result<(Response<Answered>, Record), Box<Refusal>> {
+        let destination = self.destination.clone();
+        let Some(place) = destination.connect() else {
+            let record = Record::of(&self.facts);
+            let record = record.of_request(request.method(), request.uri().path());
+            return Err(self.failed(&UpstreamError::Bound("connections"), record));
+        };
+        destination.asked();
+        let endpoints = destination.endpoints().await;
+        loop {
+            let (endpoint, facts, record) = self.next(&endpoints, &request)?;
+            let in_flight = endpoint.begin();
+            let proxy = &self.app.proxy;
+            let tried = once(
+                proxy,
+                &facts,
+                &destination,
+                &endpoints,
+                &endpoint,
+                Offer::Http1,
+            );
+            let error = match tried.await {
+                Ok(connected) => {
+                    if let Some(watched) = &connected.watched {
+                        watched.traffic().count_request();
+                    }
+                    let way = Way {
+                        stream: connected.stream,
+                        watched: connected.watched,
+                        _held: Box::new((place, in_flight)),
+                    };
+                    let patience = Patience {
+                        answer: self.patience.saturating_sub(self.began.elapsed()),
+                        idle: destination.settings().idle_timeout,
+                    };
+                    let told = Told::of(proxy, record.clone(), &self.marks, self.began);
+                    let answer = offer(request, way, &tunnels, patience, told).await;
+                    return match answer {
+                        Ok(response) => Ok((response.map(Answered::upstream), record)),
+                        Err(error) => Err(self.failed(&error, record)),
+                    };
+                }
+                Err(error) => error,
+            };
+            let others = self.seen.leaves_others(&endpoints);
+            let failure = Failure::of(&error);
+            if !failure.is_some_and(|failure| self.may_retry(failure, others)) {
+                return Err(self.failed(&error, record));
+            }
+            drop(in_flight);
+            tokio::time::sleep(destination.pause(self.tries, others)).await;
+            self.tries += 1;
+        }
+    }
+
     /// The endpoint for the next try.
-    fn next(
+    fn next<B>(
         &mut self,
         endpoints: &[Arc<Endpoint>],
-        request: &Request<Outgoing>,
+        request: &Request<B>,
     ) -> Result<(Arc<Endpoint>, Facts, Record), Box<Refusal>> {
         let fields = headers::Fields(request.headers());
         let (method, path) = (request.method(), request.uri().path());
@@ -276,10 +383,13 @@ impl Delivery<'_> {
             .seen
             .next(set, facts, &self.destination, endpoints, Some(&asked));
         match next {
-            Ok((endpoint, facts, record)) => Ok((endpoint, facts, record.of_request(method, path))),
+            Ok((endpoint, facts, record)) => {
+                self.app.is_let_out(&facts);
+                Ok((endpoint, facts, record.of_request(method, path)))
+            }
             Err(Missing::Denied(record)) => {
                 count(&self.app.proxy, "policy");
-                let answer = own_answer(StatusCode::FORBIDDEN, DENIED, &self.id);
+                let answer = own_answer(StatusCode::FORBIDDEN, DENIED, &self.marks.id);
                 let record = record.of_request(method, path);
                 Err(Box::new(Refusal { answer, record }))
             }
@@ -376,7 +486,7 @@ impl Delivery<'_> {
         let proxy = &self.app.proxy;
         count(proxy, "upstream");
         let reason = error.to_string();
-        let mut answer = upstream_failed(error, &self.id);
+        let mut answer = upstream_failed(error, &self.marks.id);
         if proxy.config.reason_header
             && let Ok(reason) = HeaderValue::try_from(reason.as_str())
         {

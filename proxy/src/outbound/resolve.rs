@@ -14,7 +14,8 @@ use std::{
 
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::address::{Denied, Own, denied, is_here, looks_like_a_number};
+use super::address::{Denied, denied, looks_like_a_number};
+use crate::own::{Own, is_here};
 
 /// One entry of a Workload's `addresses`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -191,7 +192,7 @@ mod tests {
     };
 
     use super::{Answers, Source, endpoints};
-    use crate::outbound::address::{Denied, Own};
+    use crate::{outbound::address::Denied, own::Own};
 
     const REFRESH: Duration = Duration::from_secs(10);
 

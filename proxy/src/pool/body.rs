@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
 
 use crate::http::body::Asked;
 
@@ -18,7 +19,12 @@ pub(crate) struct Outgoing(Kind);
 
 enum Kind {
     Empty,
-    Lent { loan: Arc<Loan<Asked>>, turn: u32 },
+    /// The proxy's own.
+    Own(Full<Bytes>),
+    Lent {
+        loan: Arc<Loan<Asked>>,
+        turn: u32,
+    },
 }
 
 /// A body that is lent to one reader after the other, until the first byte was read.
@@ -58,10 +64,15 @@ impl From<Asked> for Outgoing {
 }
 
 impl Outgoing {
+    /// A body that the proxy itself sends.
+    pub(crate) fn own(body: Bytes) -> Self {
+        Self(Kind::Own(Full::new(body)))
+    }
+
     /// A handle by which the body can be had again.
     pub(super) fn spare(&self) -> Spare {
         match &self.0 {
-            Kind::Empty => Spare(None),
+            Kind::Empty | Kind::Own(_) => Spare(None),
             Kind::Lent { loan, .. } => Spare(Some(loan.clone())),
         }
     }
@@ -152,11 +163,15 @@ impl Body for Outgoing {
     type Error = Broken<hyper::Error>;
 
     fn poll_frame(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match &self.0 {
+        match &mut self.0 {
             Kind::Empty => Poll::Ready(None),
+            Kind::Own(body) => {
+                let frame = Pin::new(body).poll_frame(context);
+                frame.map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
+            }
             Kind::Lent { loan, turn } => loan.poll_frame(*turn, context),
         }
     }
@@ -164,6 +179,7 @@ impl Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Empty => true,
+            Kind::Own(body) => body.is_end_stream(),
             Kind::Lent { loan, .. } => loan.lock().body.is_end_stream(),
         }
     }
@@ -171,6 +187,7 @@ impl Body for Outgoing {
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
             Kind::Empty => SizeHint::with_exact(0),
+            Kind::Own(body) => body.size_hint(),
             Kind::Lent { loan, .. } => loan.lock().body.size_hint(),
         }
     }

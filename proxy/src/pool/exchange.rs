@@ -10,10 +10,10 @@ use http::{Request, Response, StatusCode, header::UPGRADE, request::Parts};
 use hyper::{body::Incoming, client::conn::TrySendError};
 
 use super::{
-    Answer, Failed, Outgoing, UpstreamError,
+    Answer, Failed, Held, Outgoing, UpstreamError,
     body::{Broken, Spare},
     form::{for_http1, for_http2},
-    host::{Host, Lease, StreamSlot},
+    host::{Busy, Host, Lease},
 };
 use crate::http::answer::check;
 
@@ -25,6 +25,7 @@ pub(super) async fn exchange(
     limit: Duration,
 ) -> Result<Answer, Failed> {
     let (again, began) = (Again::of(&request), Instant::now());
+    lease.count();
     let sent = on(host, lease, request);
     let done = tokio::select! {
         done = sent => done,
@@ -48,13 +49,13 @@ async fn on(
     host: &Arc<Host>,
     lease: Lease,
     request: Request<Outgoing>,
-) -> Result<(Response<Incoming>, Option<StreamSlot>), Failed> {
+) -> Result<(Response<Incoming>, Held), Failed> {
     let bad = |_| Failed {
         error: UpstreamError::Request,
         again: None,
     };
     let asks_upgrade = request.headers().contains_key(UPGRADE);
-    let (response, held, kept) = match lease {
+    let (response, held) = match lease {
         Lease::Http1 { mut kept, .. } => {
             let request = for_http1(request).map_err(bad)?;
             let response = kept.sender.try_send_request(request).await;
@@ -64,21 +65,23 @@ async fn on(
                 error: ambiguous.into(),
                 again: None,
             })?;
-            (response, None, Some(kept))
+            (
+                response,
+                Held::Http1 {
+                    _busy: Busy::new(kept, host),
+                },
+            )
         }
         Lease::Http2 { slot, .. } => {
             let request = for_http2(request).map_err(bad)?;
             let response = slot.sender().try_send_request(request).await;
-            (response.map_err(failed)?, Some(slot), None)
+            (response.map_err(failed)?, Held::Http2 { _slot: slot })
         }
     };
     // What follows an upgrade is not HTTP: who did not ask for it must not get it.
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !asks_upgrade {
         let error = UpstreamError::Answer("it changes the protocol without being asked".into());
         return Err(Failed { error, again: None });
-    }
-    if let Some(kept) = kept {
-        host.keep_when_ready(kept);
     }
     Ok((response, held))
 }

@@ -2,15 +2,18 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+use http::StatusCode;
+use http_body_util::{BodyExt as _, Limited};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
+    runtime::Handle,
     sync::Notify,
     time::{timeout, timeout_at},
 };
@@ -20,7 +23,8 @@ use super::{
     Outgoing, STREAM_WINDOW, STREAMS, Upstream, UpstreamError,
 };
 use crate::{
-    connections::Watched,
+    connections::{Traffic, Watched},
+    renewal::{self, Renewal},
     telemetry::{Metrics, upstream::OpenedLabels},
 };
 
@@ -59,6 +63,7 @@ enum Speaks {
 /// An HTTP/1.1 connection.
 pub(super) struct Kept {
     pub(super) sender: http1::SendRequest<Outgoing>,
+    traffic: Option<Arc<Traffic>>,
     since: Instant,
     retire_at: Option<Instant>,
 }
@@ -66,7 +71,8 @@ pub(super) struct Kept {
 /// An HTTP/2 connection.
 pub(super) struct Shared {
     sender: http2::SendRequest<Outgoing>,
-    retire_at: Option<Instant>,
+    traffic: Option<Arc<Traffic>>,
+    retire_at: Mutex<Option<Instant>>,
     streams: AtomicUsize,
     used: Mutex<Instant>,
 }
@@ -90,6 +96,17 @@ pub(super) enum Used {
 }
 
 impl Lease {
+    /// A request is sent on it.
+    pub(super) fn count(&self) {
+        let traffic = match self {
+            Self::Http1 { kept, .. } => &kept.traffic,
+            Self::Http2 { slot, .. } => &slot.shared.traffic,
+        };
+        if let Some(traffic) = traffic {
+            traffic.count_request();
+        }
+    }
+
     /// Which one it is, unless it was made for this request.
     pub(super) fn kept(&self) -> Option<Used> {
         match self {
@@ -119,6 +136,35 @@ impl Drop for StreamSlot {
         *lock(&self.shared.used) = Instant::now();
         self.shared.streams.fetch_sub(1, Ordering::Relaxed);
         self.host.changed.notify_one();
+    }
+}
+
+/// An HTTP/1.1 connection whose answer is being read; kept when that was read to the end.
+pub(crate) struct Busy(Option<(Kept, Arc<Host>)>);
+
+impl Busy {
+    pub(super) fn new(kept: Kept, host: &Arc<Host>) -> Self {
+        Self(Some((kept, host.clone())))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let Some((mut kept, host)) = self.0.take() else {
+            return;
+        };
+        if kept.sender.is_ready() {
+            return host.keep(kept);
+        }
+        // The answer may have ended, and its connection not know yet; without a runtime all ends.
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(async move {
+            if kept.sender.ready().await.is_ok() {
+                host.keep(kept);
+            }
+        });
     }
 }
 
@@ -230,16 +276,10 @@ impl Host {
             .flatten()
     }
 
-    /// An HTTP/1.1 connection can be used again when its answer has been read to the end.
-    pub(super) fn keep_when_ready(self: &Arc<Self>, mut kept: Kept) {
-        let host = self.clone();
-        tokio::spawn(async move {
-            if kept.sender.ready().await.is_ok() {
-                kept.since = Instant::now();
-                lock(&host.state).idle.push(kept);
-                host.changed.notify_one();
-            }
-        });
+    fn keep(&self, mut kept: Kept) {
+        kept.since = Instant::now();
+        lock(&self.state).idle.push(kept);
+        self.changed.notify_one();
     }
 
     /// A kept connection was dead. Those that waited as long probably are, too.
@@ -287,7 +327,7 @@ impl Kept {
 
 impl Shared {
     fn takes_requests(&self) -> bool {
-        is_fresh(self.retire_at) && !self.sender.is_closed()
+        is_fresh(*lock(&self.retire_at)) && !self.sender.is_closed()
     }
 
     fn is_idle(&self, limit: Duration) -> bool {
@@ -322,14 +362,23 @@ impl Opening {
             http2,
             retire_at,
             watched,
+            renewal,
         } = connected;
+        let traffic = watched.as_ref().map(|watched| watched.traffic().clone());
         let io = TokioIo::new(stream);
         let failed = |error: hyper::Error| UpstreamError::Connect(error.to_string());
         if http2 {
             let handshake = http2_client().handshake(io).await;
             let (sender, connection) = handshake.map_err(failed)?;
-            tokio::spawn(live(watched, connection));
-            return Ok(self.shared(sender, retire_at));
+            let (lease, shared) = self.shared(sender, traffic, retire_at);
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = live(watched, connection) => {}
+                    // It never ends the connection: that goes on until its certificates end.
+                    () = keep(renewal, shared) => {}
+                }
+            });
+            return Ok(lease);
         }
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_HEADERS)
@@ -345,6 +394,7 @@ impl Opening {
         Ok(Lease::Http1 {
             kept: Kept {
                 sender,
+                traffic,
                 since: Instant::now(),
                 retire_at,
             },
@@ -352,19 +402,26 @@ impl Opening {
         })
     }
 
-    fn shared(&self, sender: http2::SendRequest<Outgoing>, retire_at: Option<Instant>) -> Lease {
+    fn shared(
+        &self,
+        sender: http2::SendRequest<Outgoing>,
+        traffic: Option<Arc<Traffic>>,
+        retire_at: Option<Instant>,
+    ) -> (Lease, Weak<Shared>) {
         let shared = Arc::new(Shared {
             sender,
-            retire_at,
+            traffic,
+            retire_at: Mutex::new(retire_at),
             streams: AtomicUsize::new(0),
             used: Mutex::new(Instant::now()),
         });
         let slot = StreamSlot::new(&shared, &self.host);
+        let weak = Arc::downgrade(&shared);
         let mut state = lock(&self.host.state);
         state.speaks = Some(Speaks::Http2);
         state.shared.push(shared);
         self.host.count_opened("http2");
-        Lease::Http2 { slot, is_new: true }
+        (Lease::Http2 { slot, is_new: true }, weak)
     }
 }
 
@@ -460,6 +517,51 @@ async fn live(watched: Option<Watched>, connection: impl Future<Output = hyper::
         _ = connection => {}
         () = must_end => {}
     }
+}
+
+/// Keeps a connection beyond the end of its certificates for as long as somebody uses it. Does not
+/// end while the connection lives.
+async fn keep(renewal: Option<Renewal>, shared: Weak<Shared>) {
+    if let Some(mut renewal) = renewal {
+        while renewal.due().await {
+            // Held only while asking: a connection that nobody uses any more ends.
+            let Some(shared) = shared.upgrade() else {
+                break;
+            };
+            let renewed = timeout(renewal::PATIENCE, renew(&mut renewal, &shared)).await;
+            match renewed.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in time"))) {
+                Ok(()) => renewal.count("renewed"),
+                Err(error) => {
+                    renewal.count("failed");
+                    tracing::warn!(
+                        connection_id = renewal.id,
+                        dst.identity = %renewal.expected,
+                        error = format!("{error:#}"),
+                        "a connection is not renewed; it ends with its certificates"
+                    );
+                }
+            }
+        }
+    }
+    std::future::pending().await
+}
+
+/// Shows our certificate, and sees the other end's.
+async fn renew(renewal: &mut Renewal, shared: &Shared) -> anyhow::Result<()> {
+    let (request, ours) = renewal.request()?;
+    let mut sender = shared.sender.clone();
+    sender.ready().await?;
+    let answer = sender.send_request(request.map(Outgoing::own)).await?;
+    let status = answer.status();
+    anyhow::ensure!(status == StatusCode::OK, "the answer is {status}");
+    let body = Limited::new(answer.into_body(), renewal::MAX_PROOF_BYTES);
+    let proof = body.collect().await.map_err(anyhow::Error::from_boxed)?;
+    renewal.answered(&proof.to_bytes(), ours)?;
+    let left = renewal.until.duration_since(SystemTime::now());
+    // As for a new one: well before the end it takes no new requests.
+    *lock(&shared.retire_at) =
+        Some(Instant::now() + renewal::until_retired(left.unwrap_or_default()));
+    Ok(())
 }
 
 fn is_fresh(retire_at: Option<Instant>) -> bool {

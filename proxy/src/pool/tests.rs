@@ -70,6 +70,7 @@ impl Site {
             http2: self.http2,
             retire_at: None,
             watched: None,
+            renewal: None,
         })
     }
 

@@ -91,4 +91,18 @@ impl UpstreamMetrics {
         );
         new
     }
+
+    pub(super) fn told_from_the_start(&self) {
+        for direction in ["inbound", "outbound"] {
+            for bound in ["connections", "idle"] {
+                drop(self.bounds.get_or_create(&BoundLabels { direction, bound }));
+            }
+        }
+        for reason in ["connect", "connect_timeout", "tls", "timeout"] {
+            drop(self.retries.get_or_create(&ReasonLabel { reason }));
+        }
+        for reason in ["loopback", "link_local", "metadata", "own_listener"] {
+            drop(self.denied_addresses.get_or_create(&ReasonLabel { reason }));
+        }
+    }
 }

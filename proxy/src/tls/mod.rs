@@ -13,7 +13,7 @@ use postern_spiffe::{
     verify_peer,
 };
 use rustls::{
-    ClientConfig, ServerConfig,
+    ClientConfig, CommonState, NamedGroup, ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
     server::NoServerSessionStorage,
     sign::CertifiedKey,
@@ -21,7 +21,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 
-use crate::config::IdentitySource;
+use crate::{config::IdentitySource, renewal};
 use verifier::{Clients, Server};
 
 /// The identity in force, or none: then nothing is served.
@@ -35,6 +35,8 @@ pub(crate) struct Identity {
     key: Arc<CertifiedKey>,
     provider: Arc<CryptoProvider>,
     server_http: Arc<ServerConfig>,
+    server_http1: Arc<ServerConfig>,
+    server_http2: Arc<ServerConfig>,
     server_tcp: Arc<ServerConfig>,
 }
 
@@ -67,6 +69,10 @@ impl Trust {
 pub(crate) enum Offer {
     /// HTTP/2 and HTTP/1.1.
     Http,
+    /// HTTP/1.1, of which a request may switch.
+    Http1,
+    /// HTTP/2.
+    Http2,
     /// None.
     Tcp,
 }
@@ -76,7 +82,7 @@ impl Identity {
     ///
     /// # Errors
     /// What is wrong with it; the one before stays in force.
-    fn new(
+    pub(crate) fn new(
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
         trust: Trust,
@@ -92,6 +98,8 @@ impl Identity {
         let server = |offer| server_config(&provider, &trust, &key, offer).map(Arc::new);
         Ok(Self {
             server_http: server(Offer::Http)?,
+            server_http1: server(Offer::Http1)?,
+            server_http2: server(Offer::Http2)?,
             server_tcp: server(Offer::Tcp)?,
             svid,
             trust,
@@ -115,10 +123,22 @@ impl Identity {
         &self.trust
     }
 
+    /// Our chain, and what signs for it.
+    pub(crate) fn key(&self) -> &CertifiedKey {
+        &self.key
+    }
+
+    /// What cryptography is used.
+    pub(crate) fn provider(&self) -> &CryptoProvider {
+        &self.provider
+    }
+
     /// How we answer callers.
     pub(crate) fn server(&self, offer: Offer) -> Arc<ServerConfig> {
         match offer {
             Offer::Http => self.server_http.clone(),
+            Offer::Http1 => self.server_http1.clone(),
+            Offer::Http2 => self.server_http2.clone(),
             Offer::Tcp => self.server_tcp.clone(),
         }
     }
@@ -166,9 +186,26 @@ fn server_config(
 
 fn protocols(offer: Offer) -> Vec<Vec<u8>> {
     match offer {
-        Offer::Http => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        Offer::Http => vec![
+            renewal::PROTOCOL.to_vec(),
+            b"h2".to_vec(),
+            b"http/1.1".to_vec(),
+        ],
+        Offer::Http1 => vec![b"http/1.1".to_vec()],
+        Offer::Http2 => vec![renewal::PROTOCOL.to_vec(), b"h2".to_vec()],
         Offer::Tcp => Vec::new(),
     }
+}
+
+/// Is this, of all that the handshake may have agreed on, a kind of HTTP/2?
+pub(crate) fn is_http2(protocol: &[u8]) -> bool {
+    protocol == b"h2" || protocol == renewal::PROTOCOL
+}
+
+/// How the keys of a session were agreed on.
+pub(crate) fn group(session: &CommonState) -> Option<NamedGroup> {
+    let group = session.negotiated_key_exchange_group()?;
+    Some(group.name())
 }
 
 /// Keeps the identity up to date, for ever.

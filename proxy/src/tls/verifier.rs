@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use postern_spiffe::{PeerRefused, PeerRole, SpiffeId};
+use postern_spiffe::{PeerRefused, PeerRole, SpiffeId, VerifiedPeer};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::{
@@ -50,8 +50,7 @@ impl ClientCertVerifier for Clients {
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let chain = whole(leaf, intermediates);
-        self.trust
-            .verify(&chain, PeerRole::Client)
+        verified(&self.trust, &chain, PeerRole::Client)
             .map(|_| ClientCertVerified::assertion())
             .map_err(|refused| alert(&refused))
     }
@@ -80,6 +79,24 @@ impl ClientCertVerifier for Clients {
             .signature_verification_algorithms
             .supported_schemes()
     }
+}
+
+/// Verifies a chain, and tells the log what became of it.
+fn verified(
+    trust: &Trust,
+    chain: &[CertificateDer<'_>],
+    role: PeerRole,
+) -> Result<VerifiedPeer, PeerRefused> {
+    let verified = trust.verify(chain, role);
+    match &verified {
+        Ok(peer) => tracing::debug!(
+            spiffe_id = %peer.id(),
+            serial = %peer.svid().serial(),
+            "a peer's certificate is good"
+        ),
+        Err(refused) => tracing::debug!(%refused, "a peer's certificate is refused"),
+    }
+    verified
 }
 
 /// Verifies the server that we call: it must be exactly the one that serves the destination.
@@ -114,10 +131,8 @@ impl ServerCertVerifier for Server {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let chain = whole(leaf, intermediates);
-        let peer = self
-            .trust
-            .verify(&chain, PeerRole::Server)
-            .map_err(|refused| alert(&refused))?;
+        let peer =
+            verified(&self.trust, &chain, PeerRole::Server).map_err(|refused| alert(&refused))?;
         if *peer.id() != self.expected {
             tracing::warn!(found = %peer.id(), expected = %self.expected, "another identity serves the destination");
             return Err(Error::InvalidCertificate(CertificateError::NotValidForName));

@@ -162,7 +162,7 @@ fn identity(response: &X509svidResponse) -> anyhow::Result<Identity> {
     }
     // Last: nobody else's word replaces that of our own trust domain.
     bundles.insert(X509Bundle::from_der_run(own, &svid.bundle)?);
-    let revocations = RevocationLists::from_der(response.crl.iter().map(Vec::as_slice))?;
+    let revocations = RevocationLists::from_der(response.crl.iter().map(AsRef::as_ref))?;
     Identity::new(
         chain,
         key,

@@ -5,8 +5,9 @@
 
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use postern_tests::{
@@ -16,6 +17,7 @@ use postern_tests::{
     world::{World, free_address},
 };
 use rcgen::{CertificateParams, SanType};
+use rustix::process::Signal;
 use serde_json::json;
 
 fn python() -> PathBuf {
@@ -105,9 +107,64 @@ fn a_bus_that_does_not_answer_gives_no_identity() {
         .unwrap();
     let agent = binaries().unwrap().join("postern-agent");
     let refused = fetch(&world, &agent).unwrap_err();
-    assert!(refused.contains("no identity issued"), "{refused}");
-    let log = fs::read_to_string(world.log("agent")).unwrap();
-    assert!(log.contains("attestor `systemd`"), "{log}");
+    assert!(refused.contains("code = Unavailable"), "{refused}");
+    world.told("agent", "attestor `systemd`").unwrap();
+}
+
+/// Ends the bus, and with it systemd on it.
+fn end_bus(world: &mut World) {
+    world.signal("bus", Signal::KILL).unwrap();
+    for name in ["bus", "systemd"] {
+        world.ended(name).unwrap();
+    }
+    fs::remove_file(world.path().join("bus.sock")).unwrap();
+}
+
+#[test]
+fn a_bus_that_is_away_for_a_while_takes_nothing_from_a_stream_and_its_word_does() {
+    let mut world = World::new().unwrap();
+    let web = copy(&world, "web");
+    let unit = [format!("web.service={}", web.display())];
+    systemd(&mut world, "new", &unit);
+    let bus = world.path().join("bus.sock").display().to_string();
+    let attestors = format!("attestors: {{systemd: {{bus: 'unix:path={bus}'}}}}\n");
+    let document = workload("'systemd:id:web.service'");
+    let socket = world.agent_with(&document, &attestors).unwrap();
+    let mut watch = Command::new(&web)
+        .args(["api", "watch", "-output", "json", "-socketPath"])
+        .arg(socket)
+        .stdout(Stdio::piped())
+        .stderr(fs::File::create(world.log("watch")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().contains("example.org/app"));
+
+    end_bus(&mut world);
+    // The stream is all that is looked at.
+    world
+        .said("agent", "processes cannot be looked at")
+        .unwrap();
+    let refused = fetch(&world, &web).unwrap_err();
+    assert!(refused.contains("code = Unavailable"), "{refused}");
+    let renamed = document.replace("example.org/app", "example.org/new");
+    world.write("workloads/workloads.yaml", &renamed).unwrap();
+    systemd(&mut world, "new", &unit);
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.contains("example.org/new"), "{line}");
+    let said = fs::read_to_string(world.log("watch")).unwrap();
+    assert_eq!(said, "");
+
+    // The twin: a bus that answers, and knows no such unit.
+    end_bus(&mut world);
+    systemd(&mut world, "new", &[]);
+    eventually("the stream to end", || {
+        let said = fs::read_to_string(world.log("watch")).unwrap();
+        said.contains("no identity issued").then_some(())
+    })
+    .unwrap();
+    let _ = watch.kill();
+    let _ = watch.wait();
 }
 
 const POD: &str = "0a1b2c3d-0011-2233-4455-66778899aabb";
@@ -240,8 +297,8 @@ fn kubelet_tells_pods_apart_by_everything_that_spire_knows() {
 fn kubelet_that_does_not_take_the_token_gives_no_identity() {
     let world = node("'k8s:ns:production'", "bad-token");
     let path = format!("/kubepods/pod{POD}/{}", id('a'));
-    assert!(fetch_from(&world, &path).is_err());
-    let log = fs::read_to_string(world.log("agent")).unwrap();
-    assert!(log.contains("the answer is 401"), "{log}");
+    let refused = fetch_from(&world, &path).unwrap_err();
+    assert!(refused.contains("code = Unavailable"), "{refused}");
+    let log = world.told("agent", "the answer is 401").unwrap();
     assert!(!log.contains("bad-token"), "the token is in the log");
 }

@@ -42,6 +42,20 @@ fn a_bad_configuration_ends_with_64_and_names_the_key() {
         64,
         "`quic` is no protocol",
     );
+    let walls = "walls: {seccomp: nowhere.json}\n";
+    let agent = file("walls.yaml", &format!("trustDomain: example.org\n{walls}"));
+    let proxy = file(
+        "proxy-walls.yaml",
+        &format!("inbound: {{forward: '127.0.0.1:1'}}\n{walls}"),
+    );
+    for (name, config) in [("postern-agent", &agent), ("postern-proxy", &proxy)] {
+        check(
+            name,
+            &["run", "--config", config],
+            64,
+            "cannot read `walls.seccomp`",
+        );
+    }
     check(
         "postern-agent",
         &["run", "--config", "/nowhere.yaml"],
@@ -57,6 +71,45 @@ fn a_bad_configuration_ends_with_64_and_names_the_key() {
 }
 
 #[test]
+fn a_configuration_and_its_documents_are_checked_without_running() {
+    let world = World::new().unwrap();
+    let workload = "apiVersion: postern.dev/v1\nkind: Workload\nmetadata: {name: web}\n\
+                    spec: {serviceAccount: web}\n";
+    world.write("workloads/web.yaml", workload).unwrap();
+    world
+        .write(
+            "agent.yaml",
+            "trustDomain: example.org\nstateDir: /nowhere\n",
+        )
+        .unwrap();
+    let proxy = "policies: {directory: workloads}\ninbound: {forward: '127.0.0.1:1'}\n";
+    world.write("proxy.yaml", proxy).unwrap();
+    let file = |name: &str| world.path().join(name).display().to_string();
+    let all = [
+        ("postern-agent", "agent.yaml"),
+        ("postern-proxy", "proxy.yaml"),
+    ];
+    for (name, config) in all {
+        let output = command(name, &["run", "--check", "--config", &file(config)]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success() && said.contains(": good"),
+            "{output:?}"
+        );
+    }
+    let mistake = workload.replace("serviceAccount", "serviceAcount");
+    world.write("workloads/web.yaml", &mistake).unwrap();
+    for (name, config) in all {
+        check(
+            name,
+            &["run", "--check", "--config", &file(config)],
+            64,
+            "did you mean `serviceAccount`?",
+        );
+    }
+}
+
+#[test]
 fn wrong_use_ends_with_2() {
     for name in ["postern-agent", "postern-proxy", "postern-policy"] {
         check(name, &["no-such-command"], 2, "unrecognized subcommand");
@@ -64,17 +117,41 @@ fn wrong_use_ends_with_2() {
     }
 }
 
+/// `postern-run` keeps 2 for the programs that it starts.
+fn wrong_use(name: &str) -> i32 {
+    if name == "postern-run" { 125 } else { 2 }
+}
+
 #[test]
 fn every_command_tells_its_version_and_completes() {
-    for name in ["postern-agent", "postern-proxy", "postern-policy"] {
+    for name in [
+        "postern-agent",
+        "postern-proxy",
+        "postern-policy",
+        "postern-run",
+        "postern-demo",
+    ] {
         assert!(
             command(name, &["--version"])
                 .stdout
                 .starts_with(name.as_bytes())
         );
         for shell in ["bash", "zsh", "fish"] {
-            assert!(command(name, &["completions", shell]).status.success());
+            let output = command(name, &["completions", shell]);
+            let script = String::from_utf8(output.stdout).unwrap();
+            assert!(
+                output.status.success() && script.contains("completions"),
+                "{name} {shell}"
+            );
         }
+        // What no shell is, and no shell at all.
+        check(
+            name,
+            &["completions", "csh"],
+            wrong_use(name),
+            "invalid value",
+        );
+        check(name, &["completions"], wrong_use(name), "required");
     }
 }
 
@@ -136,5 +213,77 @@ fn the_seed_policies_load_and_the_likely_mistake_in_them_is_told() {
         "methods: [\"GET\", \"POST\"]\n             paths: [\"/api/v1/*\"]",
     ] {
         assert!(said.contains(part), "`{part}` in {said}");
+    }
+}
+
+#[test]
+fn who_asks_the_agent_wrongly_is_told_what_to_ask() {
+    let mut world = World::new().unwrap();
+    world.agent("").unwrap();
+    let (public, admin) = ("public/agent.sock", "admin/admin.sock");
+    let socket = |name: &str| world.path().join(name).display().to_string();
+    let (public, admin) = (socket(public), socket(admin));
+    for (arguments, code, said) in [
+        (
+            vec!["workload", "list", "-socketPath", &public],
+            1,
+            "no admin socket of an agent",
+        ),
+        (vec!["workload", "list", "-socketPath", &admin], 0, ""),
+        (
+            vec!["api", "fetch", "-socketPath", &admin],
+            1,
+            "is this the Workload API",
+        ),
+        (
+            vec!["api", "fetch", "-socketPath", &public],
+            1,
+            "desc = no identity issued",
+        ),
+        (
+            vec!["api", "fetch", "-timeout", "0s"],
+            2,
+            "above 0 and a unit",
+        ),
+        (
+            vec!["workload", "show", "web", "-socketPath", &admin],
+            1,
+            "as `namespace/name`",
+        ),
+        (
+            vec!["workload", "delete", "a/web", "-socketPath", &admin],
+            1,
+            "with its file",
+        ),
+        (
+            vec![
+                "drift",
+                "learn",
+                "--for",
+                "1s",
+                "web",
+                "-socketPath",
+                &admin,
+            ],
+            1,
+            "as `namespace/name`",
+        ),
+        (
+            vec!["explain", "--pid", "me"],
+            2,
+            "the number of a process, 1 to 2147483647",
+        ),
+        (
+            vec!["posture", "--pid", "0"],
+            2,
+            "the number of a process, 1 to 2147483647",
+        ),
+        (
+            vec!["explain", "--pid", "1", "--config", "/nonexistent"],
+            1,
+            "with --config",
+        ),
+    ] {
+        check("postern-agent", &arguments, code, said);
     }
 }

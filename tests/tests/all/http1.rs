@@ -3,11 +3,11 @@
 //! The cases are tables in `tests/python/http1.py`, which is the caller and the app; here stands the
 //! proxy between them, and each group of cases has a name.
 
-use std::net::SocketAddr;
+use std::{fs, net::SocketAddr};
 
 use postern_tests::{
     certificates::Authority,
-    root, run,
+    eventually, root, run,
     world::{World, free_address},
 };
 
@@ -60,6 +60,7 @@ pub(crate) const SHORT_LIMITS: &str =
 /// A proxy between a script that is the caller and the same script that is the app.
 pub(crate) struct Between {
     pub(crate) world: World,
+    pub(crate) authority: Authority,
     address: SocketAddr,
     app: SocketAddr,
     script: &'static str,
@@ -72,6 +73,11 @@ impl Between {
     }
 
     fn with(script: &'static str, more: &str, policies: &str) -> Self {
+        Self::named(None, script, more, policies)
+    }
+
+    /// The app's port has a name that may say what is spoken.
+    fn named(name: Option<&str>, script: &'static str, more: &str, policies: &str) -> Self {
         let mut world = World::new().unwrap();
         let authority = Authority::new("example.org").unwrap();
         for (name, id) in [
@@ -83,9 +89,14 @@ impl Between {
                 .unwrap();
         }
         world.write("bundle.crt", &authority.pem).unwrap();
-        world.write("workloads/workloads.yaml", WORKLOADS).unwrap();
-        world.write("policies/policies.yaml", policies).unwrap();
         let [address, app, admin, metrics] = [(); 4].map(|()| free_address().unwrap());
+        let port = format!("name: {}, port: {}", name.unwrap_or_default(), app.port());
+        let workloads = match name {
+            Some(_) => WORKLOADS.replace("name: http, port: 8080", &port),
+            None => WORKLOADS.to_owned(),
+        };
+        world.write("workloads/workloads.yaml", &workloads).unwrap();
+        world.write("policies/policies.yaml", policies).unwrap();
         let config = format!(
             "identity: {{files: {{certificate: web.crt, key: web.key, bundle: bundle.crt}}}}\n\
              workload: production/web\n\
@@ -99,6 +110,7 @@ impl Between {
         world.said("proxy", "ready").unwrap();
         Self {
             world,
+            authority,
             address,
             app,
             script,
@@ -271,4 +283,32 @@ fn a_request_stays_one_where_opaque_bytes_are_allowed() {
     // FAULTS 114
     let both = Between::with("http1.py", "", ALLOW);
     both.holds(&["detection_where_all_is_allowed", "server_first"]);
+}
+
+#[test]
+fn an_opaque_connection_on_which_nothing_moves_ends_even_if_nobody_ever_began() {
+    let both = Between::with("http1.py", ", idleTimeout: 1s", ALLOW);
+    both.holds(&["idle"]);
+    let log = both.world.path().join("access.log");
+    let ended = || {
+        let log = fs::read_to_string(&log).unwrap_or_default();
+        (log.matches("nothing moved for 1s").count() == 2).then_some(())
+    };
+    eventually("the reason of two of three", ended).unwrap();
+}
+
+#[test]
+fn the_name_of_a_port_says_what_is_spoken_unless_the_configuration_does() {
+    // FAULTS 114
+    for (name, more, group) in [
+        ("tcp-app", "", "declared_tcp"),
+        ("http-app", "", "declared_http"),
+        ("grpc-app", "", "declared_http2"),
+        ("app", "", "declared_nothing"),
+        ("tcp-app", ", protocol: auto", "declared_nothing"),
+        ("http-app", ", protocol: auto", "declared_nothing"),
+        ("tcp-app", ", protocol: http", "declared_http"),
+    ] {
+        Between::named(Some(name), "http1.py", more, ALLOW).holds(&[group]);
+    }
 }

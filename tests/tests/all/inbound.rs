@@ -186,6 +186,24 @@ fn curl_is_allowed_and_refused_as_the_policies_say() {
 }
 
 #[test]
+fn who_speaks_both_versions_speaks_the_one_that_is_taken_and_who_speaks_another_alone_is_refused() {
+    let only_1 = "sed -i 's/^inbound: {/inbound: {protocol: http1, /' \"$1\"";
+    let site = Site::start_under(only_1);
+    site.leaf(|_| {});
+    assert_eq!(site.curl(&["--http2"], "/api/v1/orders"), 200);
+    assert_eq!(site.curl(&["--http1.1"], "/api/v1/orders"), 200);
+    assert_eq!(site.app.reached(), 2);
+    let file = |name: &str| site.world.path().join(name).display().to_string();
+    let (address, certificate) = (site.address.to_string(), file("caller.crt"));
+    let key = file("caller.key");
+    let mut all = vec!["s_client", "-connect", &address, "-cert", &certificate];
+    all.extend(["-key", &key, "-alpn", "h2"]);
+    let refused = run("openssl", &all).unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("no application protocol"), "{said}");
+}
+
+#[test]
 fn a_caller_whom_no_policy_names_is_refused() {
     let site = Site::start();
     let other = "spiffe://example.org/workload/other";

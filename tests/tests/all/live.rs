@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    os::unix::{fs::symlink, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -54,11 +55,19 @@ const SPIRES_FOLDER: &str = "/tmp/spire-agent";
 
 impl SpiresSocket {
     fn at(socket: &Path) -> Self {
-        // Whoever runs an agent there keeps it.
-        fs::create_dir(SPIRES_FOLDER).unwrap();
         let folder = Path::new(SPIRES_FOLDER).join("public");
+        let link = folder.join("api.sock");
+        // A run that was killed leaves its link. Whoever runs an agent there keeps it.
+        if link.is_symlink() && UnixStream::connect(&link).is_err() {
+            fs::remove_dir_all(SPIRES_FOLDER).unwrap();
+        }
+        let made = fs::create_dir(SPIRES_FOLDER);
+        assert!(
+            made.is_ok(),
+            "{SPIRES_FOLDER}, where SPIRE has its socket: {made:?}"
+        );
         fs::create_dir(&folder).unwrap();
-        std::os::unix::fs::symlink(socket, folder.join("api.sock")).unwrap();
+        symlink(socket, link).unwrap();
         Self
     }
 }

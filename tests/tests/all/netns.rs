@@ -1,5 +1,6 @@
 //! The redirection and the default deny of `postern-proxy netns`, in real network namespaces.
 
+mod injected;
 mod mesh;
 mod pods;
 mod refusals;
@@ -215,7 +216,8 @@ fn root_without_redirection_a_proxy_is_not_ready() {
     );
     mesh.start(FRONTEND);
     mesh.world.said(FRONTEND, "ready").unwrap();
-    assert!(mesh.log(FRONTEND).contains("`interception.probe` is off"));
+    let warned = "`interception.probe` is off";
+    mesh.world.told(FRONTEND, warned).unwrap();
 }
 
 #[test]
@@ -276,8 +278,8 @@ fn root_a_transparent_listener_needs_one_right_and_says_which() {
     mesh.configure(WEB, "transparent", "");
     mesh.start_with(WEB, &[]);
     assert_eq!(mesh.world.ended(WEB).unwrap(), Some(1));
-    let log = mesh.log(WEB);
-    assert!(log.contains("which needs CAP_NET_ADMIN at start"), "{log}");
+    let why = "which needs CAP_NET_ADMIN at start";
+    mesh.world.told(WEB, why).unwrap();
 }
 
 #[test]

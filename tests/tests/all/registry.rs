@@ -3,10 +3,11 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
+    path::Path,
     process::{Command, Stdio},
 };
 
-use postern_tests::{binaries, eventually, run, world::World};
+use postern_tests::{binaries, eventually, root, run, world::World};
 use rustix::process::Signal;
 
 fn workload(name: &str) -> String {
@@ -195,6 +196,27 @@ fn a_stream_ends_when_its_workload_is_deleted_and_changes_when_it_is_replaced() 
     let _ = watch.wait();
 }
 
+#[test]
+fn who_is_known_and_asks_again_on_his_connection_is_refused_as_soon_as_the_workload_is_deleted() {
+    // FAULTS 42
+    let mut world = World::new().unwrap();
+    let socket = world.agent("").unwrap();
+    let path = world.write("w.yaml", &workload("app")).unwrap();
+    let create = ["workload", "create", "-f", path.to_str().unwrap()];
+    assert!(world.admin(&create).unwrap().status.success());
+    let output = Command::new(root().join("target/python/bin/python"))
+        .arg(root().join("tests/python/crowds.py"))
+        .arg("known")
+        .arg(socket)
+        .arg(binaries().unwrap().join("postern-agent"))
+        .arg(world.path().join("admin/admin.sock"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "spiffe://example.org/app\nstatus 7\n", "{error}");
+}
+
 fn write_svid(world: &World, folder: &str) {
     let agent = binaries().unwrap().join("postern-agent");
     let (socket, folder) = (
@@ -240,6 +262,43 @@ fn what_a_deleted_workload_held_is_revoked_after_a_restart_too_and_a_broken_fold
 }
 
 #[test]
+fn a_workload_with_which_the_policies_do_not_load_is_refused_and_its_twin_is_not() {
+    let mut world = World::new().unwrap();
+    world
+        .write("policies/p.yaml", &workload("database"))
+        .unwrap();
+    let told = "policies: {directory: policies}\n";
+    world.agent_with(&workload("web"), told).unwrap();
+    let path = world.write("w.yaml", &workload("database")).unwrap();
+    let create = ["workload", "create", "-f", path.to_str().unwrap()];
+    let refused = world.admin(&create).unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    for part in [
+        "do not load with these Workloads",
+        "`default/database` stands in",
+        "p.yaml:1",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert_eq!(identities(&world), ["spiffe://example.org/web"]);
+    let twin = workload("databases");
+    world.write("w.yaml", &twin).unwrap();
+    assert!(world.admin(&create).unwrap().status.success());
+    let both = ["spiffe://example.org/databases", "spiffe://example.org/web"];
+    assert_eq!(identities(&world), both);
+    // The same by way of the folder: the pair stays, and the log says where the mistake is.
+    let changed = workload("web") + "---\n" + &workload("database");
+    world.write("workloads/workloads.yaml", &changed).unwrap();
+    let refused = "the documents were refused, the last good ones stay";
+    world.said("agent", refused).unwrap();
+    let log = fs::read_to_string(world.log("agent")).unwrap();
+    let line = log.lines().find(|line| line.contains(refused)).unwrap();
+    assert!(line.contains("p.yaml:1"), "{line}");
+    assert_eq!(identities(&world), both);
+}
+
+#[test]
 fn explain_knows_what_was_registered() {
     let mut world = World::new().unwrap();
     world.agent("").unwrap();
@@ -264,4 +323,54 @@ fn explain_knows_what_was_registered() {
         said.contains("It is default/app: spiffe://example.org/app"),
         "{said}"
     );
+}
+
+#[test]
+fn a_folder_that_nobody_named_may_come_after_the_start() {
+    let mut world = World::new().unwrap();
+    let folder = world.path().display().to_string();
+    let config = format!(
+        "trustDomain: example.org\nstateDir: state\nhealth: {{listen: '127.0.0.1:0'}}\n\
+         workloadApi: {{socket: 'unix://{folder}/agent.sock'}}\n\
+         admin: {{socket: 'unix://{folder}/admin/admin.sock'}}\n"
+    );
+    let agent = binaries().unwrap().join("postern-agent");
+    let run = |config: &Path| {
+        let mut command = Command::new(&agent);
+        command.args(["run", "--config"]).arg(config);
+        command
+    };
+    // The twin: one that somebody has named.
+    let named = world
+        .write(
+            "named.yaml",
+            &(config.clone() + "workloads: {directory: mine}\n"),
+        )
+        .unwrap();
+    world.spawn("named", &mut run(&named)).unwrap();
+    assert_eq!(world.ended("named").unwrap(), Some(1));
+    let said = fs::read_to_string(world.log("named")).unwrap();
+    assert!(said.contains("/mine`"), "{said}");
+
+    let config = world.write("agent.yaml", &config).unwrap();
+    world.spawn("agent", &mut run(&config)).unwrap();
+    world.said("agent", "ready").unwrap();
+    let socket = world.path().join("agent.sock");
+    let fetches = || {
+        let mut command = Command::new(&agent);
+        command.args(["api", "fetch", "-socketPath"]).arg(&socket);
+        command.output().unwrap().status.success()
+    };
+    assert!(!fetches());
+    world.write("workloads/app.yaml", &workload("app")).unwrap();
+    eventually("the folder to be read", || fetches().then_some(())).unwrap();
+    // It was there: without it nobody loses anything.
+    fs::remove_dir_all(world.path().join("workloads")).unwrap();
+    world
+        .said(
+            "agent",
+            "the documents were refused, the last good ones stay",
+        )
+        .unwrap();
+    assert!(fetches());
 }

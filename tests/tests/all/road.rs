@@ -1,5 +1,8 @@
 //! The whole road: app → proxy → mutual TLS → proxy → app, with identities from a real agent.
 
+mod bodies;
+mod grpc;
+
 use std::{
     fs,
     io::{Read as _, Write as _},
@@ -39,9 +42,15 @@ enum Start {
 
 impl Road {
     fn new(start: &Start, svid_ttl: &str) -> Self {
-        let mut world = World::new().unwrap();
         let app = App::start().unwrap();
-        let port = app.address.port();
+        let address = app.address;
+        Self::to(app, address, start, svid_ttl)
+    }
+
+    /// With another app than `app` behind web.
+    fn to(app: App, address: SocketAddr, start: &Start, svid_ttl: &str) -> Self {
+        let mut world = World::new().unwrap();
+        let port = address.port();
         for pod in ["frontend", "web"] {
             link(&binaries().unwrap().join("postern-proxy"), &world, pod);
         }
@@ -81,9 +90,8 @@ impl Road {
             )
         };
         let of_web = format!(
-            "{}inbound: {{listen: '127.0.0.2:{port}', forward: '{}'}}\n",
+            "{}inbound: {{listen: '127.0.0.2:{port}', forward: '{address}'}}\n",
             common(web_health, "web"),
-            app.address
         );
         let of_frontend = format!(
             "{}inbound: {{listen: '{frontend_in}', forward: '127.0.0.1:9'}}\n\
@@ -137,7 +145,7 @@ fn rules(port: u16, methods: &str) -> String {
     )
 }
 
-fn link(program: &Path, world: &World, name: &str) {
+pub(super) fn link(program: &Path, world: &World, name: &str) {
     let place = world.path().join(name);
     // A link, so that no copy is made; across file systems there is no other way than a copy.
     if fs::hard_link(program, &place).is_err() {
@@ -235,6 +243,55 @@ fn a_server_with_another_identity_is_not_spoken_to() {
     .unwrap();
     let refusal = "another identity serves the destination";
     road.world.said("frontend", refusal).unwrap();
+}
+
+#[test]
+fn a_dot_in_the_name_of_an_identity_is_a_dot() {
+    // FAULTS 113
+    let road = Road::new(&Start::AgentFirst, "1h");
+    assert_eq!(curl(road.web, &[], "/api/orders"), 200);
+    let text = rules(road.app.address.port(), "[\"GET\"]");
+    for other in ["fron.end", "fronten.", ".*", "frontend.", "f[r]ontend"] {
+        let changed = text.replace("sa/frontend'", &format!("sa/{other}'"));
+        assert_ne!(changed, text);
+        road.world.write("policies/rules.yaml", &changed).unwrap();
+        let refused = || (curl(road.web, &[], "/api/orders") == 403).then_some(());
+        eventually(other, refused).unwrap();
+        road.world.write("policies/rules.yaml", &text).unwrap();
+        let allowed = || (curl(road.web, &[], "/api/orders") == 200).then_some(());
+        eventually("what holds again", allowed).unwrap();
+    }
+}
+
+#[test]
+fn a_policy_that_is_written_in_place_is_empty_for_a_moment_and_denies_nothing() {
+    let road = Road::new(&Start::AgentFirst, "1h");
+    get(road.web).unwrap();
+    let path = road.world.path().join("policies/rules.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    // Longer than the proxies' looks at the folder are apart: each of them meets it empty.
+    let end = Instant::now() + Duration::from_secs(4);
+    let mut rounds = 0;
+    while Instant::now() < end {
+        let emptied = Instant::now();
+        fs::write(&path, "").unwrap();
+        let mut answers = Vec::new();
+        while emptied.elapsed() < Duration::from_millis(30) {
+            answers.push(get(road.web));
+        }
+        fs::write(&path, &text).unwrap();
+        // On a busy machine it may have been empty for so long that it was meant.
+        if emptied.elapsed() < Duration::from_millis(90) {
+            answers.into_iter().for_each(Result::unwrap);
+            rounds += 1;
+        } else {
+            eventually("the text to hold", || get(road.web).ok()).unwrap();
+        }
+    }
+    assert!(rounds > 0, "it was never empty for a moment only");
+    // And what it says in the end is what holds.
+    fs::write(&path, "").unwrap();
+    eventually("the refusal", || get(road.web).err()).unwrap();
 }
 
 #[test]
@@ -395,7 +452,20 @@ fn held(road: &Road, pod: &str) -> (usize, usize) {
 #[test]
 fn twenty_seconds_of_rotations_reloads_and_a_killed_agent_lose_no_request() {
     // FAULTS 132, 135
-    let mut road = Road::new(&Start::AgentFirst, "6s");
+    rotations("6s", Duration::from_secs(20));
+}
+
+#[test]
+#[ignore = "takes ten minutes: `cargo test --workspace --test all -- --ignored soak`"]
+fn soak_ten_minutes_of_rotations_reloads_and_a_killed_agent_lose_no_request() {
+    // FAULTS 132, 133, 135
+    rotations("20s", Duration::from_secs(600));
+}
+
+/// Five hundred requests a second while certificates rotate, policies are read again every second,
+/// and the agent is killed once: none fails, and memory and descriptors stay flat.
+fn rotations(svid_ttl: &str, long: Duration) {
+    let mut road = Road::new(&Start::AgentFirst, svid_ttl);
     let (web, stop) = (road.web, Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();
     let caller = std::thread::spawn(move || ask_steadily(web, &stopped));
@@ -403,7 +473,7 @@ fn twenty_seconds_of_rotations_reloads_and_a_killed_agent_lose_no_request() {
     let workloads = fs::read_to_string(workloads).unwrap();
     let policies = fs::read_to_string(road.world.path().join("policies/rules.yaml")).unwrap();
     let mut before = None;
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + long;
     for round in 0.. {
         std::thread::park_timeout(Duration::from_secs(1));
         let changed = format!("{policies}# {round}\n");
@@ -434,7 +504,8 @@ fn twenty_seconds_of_rotations_reloads_and_a_killed_agent_lose_no_request() {
     }
     stop.store(true, Ordering::Relaxed);
     let (asked, failed) = caller.join().unwrap();
-    assert!(failed.is_empty(), "{} of {asked}: {failed:?}", failed.len());
+    let first = failed.first();
+    assert!(failed.is_empty(), "{} of {asked}: {first:?}", failed.len());
     assert!(asked > 1_000, "{asked}");
 }
 

@@ -25,10 +25,7 @@ fn script(site: &Site, case: &str) -> Vec<String> {
         .args([case, "127.0.0.1", &site.address.port().to_string()])
         .output()
         .unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{case}: {error}");
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().map(str::to_owned).collect()
+    postern_tests::lines(&output, case).unwrap()
 }
 
 fn openssl(site: &Site, more: &[&str]) -> String {
@@ -92,6 +89,58 @@ fn older_versions_and_other_protocols_get_an_alert_and_tls_13_an_answer() {
     assert_eq!(site.app.reached(), 3);
 }
 
+/// A client that shows its certificate and believes everybody's.
+fn caller(site: &Site) -> Arc<ClientConfig> {
+    let pem = |name: &str| site.world.path().join(name);
+    let chain = vec![CertificateDer::from_pem_file(pem("caller.crt")).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(pem("caller.key")).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Credulous))
+        .with_client_auth_cert(chain, key)
+        .unwrap();
+    Arc::new(config)
+}
+
+#[test]
+fn who_began_a_handshake_before_its_authority_was_withdrawn_gets_nothing_after_it() {
+    for is_withdrawn in [false, true] {
+        let site = Site::start();
+        site.leaf(|_| {});
+        let name = ServerName::from(site.address.ip());
+        let mut connection = ClientConnection::new(caller(&site), name).unwrap();
+        let mut socket = TcpStream::connect(site.address).unwrap();
+        // All but the last word of the handshake.
+        connection.write_tls(&mut socket).unwrap();
+        while connection.is_handshaking() {
+            connection.read_tls(&mut socket).unwrap();
+            connection.process_new_packets().unwrap();
+        }
+        if is_withdrawn {
+            let other = postern_tests::certificates::Authority::new("example.org").unwrap();
+            let web = "spiffe://example.org/ns/production/sa/web";
+            other
+                .write_leaf(site.world.path(), "web", web, |_| {})
+                .unwrap();
+            site.world.write("bundle.crt", &other.pem).unwrap();
+            eventually("the new bundle", || {
+                (site.curl(&["--max-time", "5"], "/api/v1/orders") == 0).then_some(())
+            })
+            .unwrap();
+        }
+        let before = site.app.reached();
+        let mut stream = Stream::new(&mut connection, &mut socket);
+        let request = b"GET /api/v1/x HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n";
+        let _ = stream.write_all(request);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert_eq!(answer.starts_with(b"HTTP/1.1 200"), !is_withdrawn);
+        assert_eq!(site.app.reached() - before, usize::from(!is_withdrawn));
+    }
+}
+
 #[test]
 fn no_tickets_are_given_and_none_is_taken() {
     // FAULTS 73, 74, 75
@@ -104,17 +153,7 @@ fn no_tickets_are_given_and_none_is_taken() {
     assert!(said.contains("Early data was not sent"), "{said}");
 
     // A client that would resume if it could.
-    let pem = |name: &str| site.world.path().join(name);
-    let chain = vec![CertificateDer::from_pem_file(pem("caller.crt")).unwrap()];
-    let key = PrivateKeyDer::from_pem_file(pem("caller.key")).unwrap();
-    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Credulous))
-        .with_client_auth_cert(chain, key)
-        .unwrap();
-    let config = Arc::new(config);
+    let config = caller(&site);
     for _ in 0..3 {
         let name = ServerName::from(site.address.ip());
         let mut connection = ClientConnection::new(config.clone(), name).unwrap();

@@ -71,6 +71,27 @@ fn what_is_issued_verifies_until_it_ends() {
 }
 
 #[test]
+fn an_svid_that_is_taken_back_takes_under_39_bytes_of_a_list() {
+    // Of as many as may be out: under 3 MiB.
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    let authority = open(&folder, now).unwrap();
+    let issued = issue(&authority, now);
+    let svids: Vec<RevokedSvid> = (0..1_000_u16)
+        .map(|number| RevokedSvid {
+            serial: [&*issued.serial, &number.to_be_bytes()].concat()[2..].into(),
+            issuer: issued.issuer.clone(),
+            expires: issued.not_after,
+        })
+        .collect();
+    authority.revoke(&svids, now).unwrap();
+    assert_eq!(authority.revoked(now), 1_000);
+    assert_eq!(authority.revoked(issued.not_after), 0);
+    let lists = authority.revocation_lists(now).unwrap();
+    let bytes: usize = lists.iter().map(Vec::len).sum();
+    assert!(bytes < 39 * 1_000, "{bytes}");
+}
+
+#[test]
 fn what_is_revoked_does_not_verify_and_its_twin_does() {
     let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
     let authority = open(&folder, now).unwrap();

@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use postern_tests::{binaries, run, world::World};
+use postern_tests::{
+    binaries, eventually, root, run,
+    world::{World, free_address},
+};
 use rustix::process::Signal;
 
 use super::{a_good_client_is_served, ours, script};
@@ -28,11 +31,77 @@ fn one_process_opens_so_many_streams_and_no_more() {
 }
 
 #[test]
+fn streams_of_health_and_reflection_count_like_all_others() {
+    // FAULTS 25
+    let mut world = World::new().unwrap();
+    let health = free_address().unwrap();
+    let socket = world
+        .agent_with(&ours(), &format!("health: {{listen: '{health}'}}\n"))
+        .unwrap();
+    let python = root().join("target/python/bin/python");
+    let script = root().join("tests/python/health.py");
+    let address = format!("unix:{}", socket.display());
+    let arguments = [script.to_str().unwrap(), &address, "crowd"];
+    let output = run(python.to_str().unwrap(), &arguments).unwrap();
+    let refused =
+        ["watch", "reflection", "check", "x509"].map(|one| format!("{one} RESOURCE_EXHAUSTED\n"));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        format!(
+            "watches OK\nreflections OK\n{}x509 OK\nreflection OK\nwatch RESOURCE_EXHAUSTED\nheld True\n",
+            refused.concat()
+        ),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let url = format!("http://{health}/metrics");
+    let metric = |name: &str| {
+        let told = run("curl", &["-s", &url]).unwrap();
+        let told = String::from_utf8(told.stdout).unwrap();
+        let line = told.lines().find(|line| line.starts_with(name));
+        let value = line.and_then(|line| line.rsplit(' ').next());
+        value.unwrap().parse::<u64>().unwrap()
+    };
+    let refused = "postern_agent_requests_refused_total{reason=\"too_many_streams\"}";
+    assert!(metric(refused) >= 5);
+    eventually("all to be counted off", || {
+        (metric("postern_agent_workload_api_streams_open") == 0).then_some(())
+    })
+    .unwrap();
+    a_good_client_is_served(&world);
+}
+
+#[test]
 fn connections_that_say_nothing_are_closed() {
     // FAULTS 26
     let (world, agent) = world();
     let said = script(&world, "crowds.py", "connections", &[&agent, "300"]);
     assert_eq!(said, ["closed"]);
+    a_good_client_is_served(&world);
+}
+
+#[test]
+fn connections_with_nothing_open_end_and_those_with_a_stream_do_not() {
+    // FAULTS 26
+    let mut world = World::new().unwrap();
+    world.agent_with(&ours(), "idleTimeout: 1s\n").unwrap();
+    let said = script(&world, "crowds.py", "idle", &[]);
+    assert_eq!(said, ["held True", "again 1", "closed"]);
+    a_good_client_is_served(&world);
+}
+
+#[test]
+fn a_user_with_all_his_places_gives_way_to_himself_and_never_with_a_stream() {
+    // FAULTS 26
+    let (world, _) = world();
+    let said = script(&world, "crowds.py", "full", &["4097"]);
+    // The stream and they are two too many; the third made room for who asked.
+    let expected = [
+        "asked spiffe://example.org/ours",
+        "gave way [0, 1, 2]",
+        "held True",
+    ];
+    assert_eq!(said, expected);
     a_good_client_is_served(&world);
 }
 
@@ -81,7 +150,7 @@ fn after_a_restart_all_are_served_again_with_few_signatures() {
             .count()
     };
     let all_have = |world: &World, wanted: usize| {
-        postern_tests::eventually("all to be served", || {
+        eventually("all to be served", || {
             (0..30)
                 .all(|number| updates(world, number) >= wanted)
                 .then_some(())

@@ -6,7 +6,11 @@
 
 mod callers;
 mod crowds;
+mod folders;
+mod hanging;
+mod lacks;
 mod programs;
+mod sessions;
 mod sockets;
 mod state;
 
@@ -44,10 +48,7 @@ fn script(world: &World, name: &str, case: &str, arguments: &[&str]) -> Vec<Stri
         .args(arguments)
         .output()
         .unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{case}: {error}");
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().map(str::to_owned).collect()
+    postern_tests::lines(&output, case).unwrap()
 }
 
 /// Fetches with this program.

@@ -1,8 +1,12 @@
 //! The authority's state, whatever happens to the machine.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs,
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
 
-use postern_tests::{binaries, run, world::World};
+use postern_tests::{binaries, eventually, root, run, world::World};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -50,6 +54,46 @@ fn a_kill_at_any_instant_leaves_the_old_roots_or_the_new_ones() {
     assert!(known.len() > 2, "nothing was ever written: {known:?}");
 }
 
+#[test]
+fn a_disk_that_takes_its_time_keeps_nobody_waiting_who_is_served_and_changes_keep_their_order() {
+    // FAULTS 33
+    let mut world = World::new().unwrap();
+    let mut wrapper = Command::new(root().join("target/python/bin/python"));
+    wrapper.arg(root().join("tests/python/slow_disk.py"));
+    wrapper.arg(world.path());
+    world.agent_under(wrapper, &ours(), "").unwrap();
+    a_good_client_is_served(&world);
+    let before = signers(&world);
+    let held = world.write("held", "").unwrap();
+    let change = |what: &str| {
+        Command::new(binaries().unwrap().join("postern-agent"))
+            .args(["authority", what, "-socketPath"])
+            .arg(world.path().join("admin/admin.sock"))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut prepare = change("prepare");
+    eventually("the disk to be waited for", || {
+        world.path().join("waiting").exists().then_some(())
+    })
+    .unwrap();
+    // It has to come after what was asked for before it, or there is nothing to activate.
+    let mut activate = change("activate");
+    for _ in 0..3 {
+        a_good_client_is_served(&world);
+        assert_eq!(signers(&world), before);
+    }
+    assert!(prepare.try_wait().unwrap().is_none());
+    assert!(activate.try_wait().unwrap().is_none());
+    fs::remove_file(held).unwrap();
+    for mut one in [prepare, activate] {
+        assert!(one.wait().unwrap().success());
+    }
+    assert!(signers(&world).len() > before.len());
+    a_good_client_is_served(&world);
+}
+
 /// A small file system for the state.
 struct Disk(String);
 
@@ -72,6 +116,17 @@ impl Drop for Disk {
     }
 }
 
+/// What somebody is told who is in a pod of its own: a session that the agent has not seen.
+fn elsewhere(world: &World) -> Output {
+    Command::new("setsid")
+        .arg("-w")
+        .arg(binaries().unwrap().join("postern-agent"))
+        .args(["api", "fetch", "-output", "json", "-socketPath"])
+        .arg(world.path().join("public/agent.sock"))
+        .output()
+        .unwrap()
+}
+
 #[test]
 #[ignore = "needs root, to mount a small file system"]
 fn root_a_full_disk_stops_no_one_and_heals() {
@@ -79,6 +134,7 @@ fn root_a_full_disk_stops_no_one_and_heals() {
     let mut world = World::new().unwrap();
     let disk = Disk::at(&world);
     world.agent(&ours()).unwrap();
+    a_good_client_is_served(&world);
     let before = signers(&world);
     let ballast = format!("{}/ballast", disk.0);
     let _ = run("dd", &["if=/dev/zero", &format!("of={ballast}"), "bs=64k"]).unwrap();
@@ -104,7 +160,16 @@ fn root_a_full_disk_stops_no_one_and_heals() {
     }
     a_good_client_is_served(&world);
     assert_eq!(signers(&world), before);
+    // Those who are known keep what they have; nobody gets what could not be taken back later.
+    let mut answers = (0..100).map(|_| elsewhere(&world));
+    let refused = answers.find(|output| !output.status.success()).unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    let told =
+        "code = Unavailable desc = cannot issue now: the agent cannot write down what it issues";
+    assert!(said.contains(told), "{said}");
+    a_good_client_is_served(&world);
     fs::remove_file(ballast).unwrap();
+    assert!(elsewhere(&world).status.success());
     assert!(
         world
             .admin(&["authority", "prepare"])
@@ -122,6 +187,7 @@ fn root_a_read_only_file_system_stops_no_one() {
     let mut world = World::new().unwrap();
     let disk = Disk::at(&world);
     world.agent(&ours()).unwrap();
+    a_good_client_is_served(&world);
     let before = signers(&world);
     let read_only = run("mount", &["-o", "remount,ro", &disk.0]).unwrap();
     if !read_only.status.success() {

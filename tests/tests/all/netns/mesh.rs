@@ -103,10 +103,6 @@ impl Mesh {
             path,
         )
     }
-
-    pub(super) fn log(&self, pod: &str) -> String {
-        fs::read_to_string(self.world.log(pod)).unwrap_or_default()
-    }
 }
 
 /// The frontend may ask web for what lies under `/api`, and reach any of its ports.

@@ -224,7 +224,7 @@ fn the_proxys_own_ports_are_no_destination(forward: &str) {
     }
     for web in addresses(WEB) {
         let refused = format!("{} is the proxy itself", SocketAddr::new(web, 15000));
-        assert!(mesh.log(WEB).contains(&refused), "{}", mesh.log(WEB));
+        mesh.world.told(WEB, &refused).unwrap();
     }
     let after = (accepted(FRONTEND), accepted(WEB));
     assert!(

@@ -2,8 +2,11 @@
 //! TLS, so that nothing of Postern vouches for them.
 
 mod bounds;
+mod declared;
 mod destinations;
+mod detection;
 mod failures;
+mod upgrades;
 
 use std::{
     fs,
@@ -24,12 +27,12 @@ const WEB: &str = "spiffe://example.org/ns/default/sa/web";
 const LIMIT_PROXY: &str = "postern_proxy_upstream_bounds_reached_total";
 
 /// A proxy whose app reaches one Workload, `web`, at `out`.
-struct Site {
-    world: World,
-    authority: Authority,
-    out: SocketAddr,
+pub(super) struct Site {
+    pub(super) world: World,
+    pub(super) authority: Authority,
+    pub(super) out: SocketAddr,
     metrics: SocketAddr,
-    port: u16,
+    pub(super) port: u16,
     /// The process whose network is used, if it is not ours.
     space: Option<u32>,
 }
@@ -49,7 +52,7 @@ fn program(space: Option<u32>, name: impl AsRef<std::ffi::OsStr>) -> Command {
 
 impl Site {
     /// `addresses` are those of the Workload; `outbound` is more of that section.
-    fn start(addresses: &str, outbound: &str) -> Self {
+    pub(super) fn start(addresses: &str, outbound: &str) -> Self {
         Self::start_with(addresses, "", outbound)
     }
 
@@ -57,7 +60,30 @@ impl Site {
         Self::start_in(World::new().unwrap(), None, addresses, workload, outbound)
     }
 
+    /// The port has this name, which may say what is spoken.
+    fn start_named(name: &str) -> Self {
+        let world = World::new().unwrap();
+        Self::start_as(&format!("name: {name}"), world, None, "[127.0.0.2]", "", "")
+    }
+
+    /// This is said of the port.
+    fn start_declared(port: &str) -> Self {
+        Self::start_as(port, World::new().unwrap(), None, "[127.0.0.2]", "", "")
+    }
+
+    /// With a name of the port that says nothing: what is spoken is found out.
     fn start_in(
+        world: World,
+        space: Option<u32>,
+        addresses: &str,
+        workload: &str,
+        outbound: &str,
+    ) -> Self {
+        Self::start_as("name: main", world, space, addresses, workload, outbound)
+    }
+
+    fn start_as(
+        declared: &str,
         mut world: World,
         space: Option<u32>,
         addresses: &str,
@@ -76,10 +102,14 @@ impl Site {
         let port = free_address().unwrap().port();
         let of_frontend = "apiVersion: postern.dev/v1\nkind: Workload\n\
              metadata: {name: frontend, labels: {app: frontend}}\nspec: {serviceAccount: frontend}\n";
+        // By its name, where it has one: its number may change.
+        let name = declared.strip_prefix("name: ");
+        let name = name.and_then(|rest| rest.split(',').next());
+        let to_port = name.map_or(port.to_string(), str::to_owned);
         let workloads = format!(
             "{of_frontend}---\napiVersion: postern.dev/v1\nkind: Workload\n\
              metadata: {{name: web, labels: {{app: web}}}}\nspec:\n  serviceAccount: web\n  \
-             addresses: {addresses}\n  ports: [{{name: http, port: {port}}}]\n{workload}"
+             addresses: {addresses}\n  ports: [{{{declared}, port: {port}}}]\n{workload}"
         );
         world.write("workloads/all.yaml", &workloads).unwrap();
         world.write("policies/all.yaml", POLICIES).unwrap();
@@ -88,7 +118,7 @@ impl Site {
             "identity: {{files: {{certificate: frontend.crt, key: frontend.key, bundle: bundle.crt}}}}\n\
              policies: {{directory: policies}}\nworkloads: {{directory: workloads}}\n\
              inbound: {{listen: '{inbound}', forward: '127.0.0.1:9'}}\n\
-             outbound:\n  listeners: [{{listen: '{out}', to: default/web, port: http}}]\n{outbound}\
+             outbound:\n  listeners: [{{listen: '{out}', to: default/web, port: {to_port}}}]\n{outbound}\
              admin: {{listen: '{admin}'}}\nmetrics: {{listen: '{metrics}'}}\n\
              accessLog: {{path: access.log}}\ndrain: 1s\n"
         );
@@ -126,9 +156,14 @@ impl Site {
 
     /// Starts the proxy of `web`, and behind it an app that does what paths say.
     fn pod(&mut self) {
+        self.pod_of("plain");
+    }
+
+    /// The same with an app of this kind.
+    fn pod_of(&mut self, kind: &str) {
         let app = free_address().unwrap();
         let port = std::mem::replace(&mut self.port, app.port());
-        self.upstream("app", "127.0.0.1", "web", "plain");
+        self.upstream("app", "127.0.0.1", "web", kind);
         self.port = port;
         let [metrics, admin] = [(); 2].map(|()| free_address().unwrap());
         let config = format!(
@@ -199,7 +234,7 @@ impl Site {
     }
 
     /// The status that curl gets.
-    fn curl(&self, version: &str, path: &str) -> u16 {
+    pub(super) fn curl(&self, version: &str, path: &str) -> u16 {
         let url = format!("http://{}{path}", self.out);
         let mut command = program(self.space, "curl");
         command.args(["-s", "-o", "/dev/null", "-w", "%{http_code}", version, &url]);

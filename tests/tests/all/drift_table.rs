@@ -119,7 +119,8 @@ impl Stage {
             "unshare", "--net", "--mount", "sh", &script, &layers, &folder, user,
         ];
         let mut pod = Pod::start(&self.world, &wrapper);
-        assert_eq!(pod.tell("again"), IDENTITY);
+        let told = pod.tell("again");
+        assert_eq!(told, IDENTITY, "{:#?}", deviations(&self.world));
         pod
     }
 }

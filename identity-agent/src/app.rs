@@ -19,7 +19,6 @@ use tokio::{
     time::{Duration, MissedTickBehavior, interval, sleep},
 };
 use tonic::{Request, Status, service::interceptor::InterceptedService, transport::Server};
-use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 
 use crate::{
     admin,
@@ -126,7 +125,15 @@ pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
         .add_service(control)
         // Spec: SPIFFE Workload Endpoint section 6.1 wants the header of every request.
         .add_service(InterceptedService::new(health_service, with_header))
-        .add_service(InterceptedService::new(reflection()?, with_header))
+        .add_service(InterceptedService::new(
+            reflection().build_v1()?,
+            with_header,
+        ))
+        // Many clients know only the older name of the same protocol.
+        .add_service(InterceptedService::new(
+            reflection().build_v1alpha()?,
+            with_header,
+        ))
         .serve_with_incoming(caller::incoming(
             sockets.workload_api()?,
             limits,
@@ -207,12 +214,13 @@ fn with_header(request: Request<()>) -> Result<Request<()>, Status> {
 }
 
 /// What is served here, told to tools such as grpcurl.
-fn reflection() -> anyhow::Result<ServerReflectionServer<impl ServerReflection>> {
-    let mut builder = tonic_reflection::server::Builder::configure();
-    for contract in postern_proto::DESCRIPTORS {
-        builder = builder.register_encoded_file_descriptor_set(contract);
-    }
-    Ok(builder.build_v1()?)
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    let builder = tonic_reflection::server::Builder::configure();
+    postern_proto::DESCRIPTORS
+        .into_iter()
+        .fold(builder, |builder, contract| {
+            builder.register_encoded_file_descriptor_set(contract)
+        })
 }
 
 fn open(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Agent> {

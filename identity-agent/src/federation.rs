@@ -65,6 +65,8 @@ pub struct Federation {
     peers: Vec<Peer>,
     folder: PathBuf,
     current: ArcSwap<BTreeMap<TrustDomain, Arc<BundleDocument>>>,
+    /// The bundle files as they were when they were read first.
+    first_seen: BTreeMap<PathBuf, Fingerprint>,
 }
 
 impl Federation {
@@ -73,7 +75,14 @@ impl Federation {
     /// # Errors
     /// A bundle file that cannot be used; the agent does not start.
     pub fn open(peers: Vec<Peer>, folder: PathBuf) -> anyhow::Result<Self> {
+        let files = peers.iter().filter_map(|peer| peer.file.clone());
+        // Before they are read: what changes meanwhile is seen later.
+        let first_seen = files.map(|file| {
+            let seen = Fingerprint::of(&file);
+            (file, seen)
+        });
         let federation = Self {
+            first_seen: first_seen.collect(),
             peers,
             folder,
             current: ArcSwap::default(),
@@ -125,12 +134,15 @@ impl Federation {
     fn take(&self, peer: &Peer, json: &[u8]) -> anyhow::Result<bool> {
         let document = BundleDocument::parse(peer.trust_domain.clone(), json)?;
         if let Some(before) = self.get(&peer.trust_domain) {
-            anyhow::ensure!(
-                document.sequence >= before.sequence,
-                "its sequence number has gone back, from {:?} to {:?}",
-                before.sequence,
-                document.sequence
-            );
+            // A publisher may number its bundles, or stop to (section 4.1 of Trust Domain and Bundle).
+            if let (Some(before), Some(now)) = (before.sequence, document.sequence) {
+                anyhow::ensure!(
+                    now >= before,
+                    "its sequence number has gone back, from {before} to {now}; if its publisher has begun \
+                     anew, remove `{}` and start the agent again",
+                    self.written(&peer.trust_domain).display()
+                );
+            }
             if is_same(&before, &document) {
                 return Ok(false);
             }
@@ -183,7 +195,7 @@ async fn follow_file(federation: &Federation, peer: &Peer, changed: &impl Fn()) 
         let (trust_domain, file) = (peer.trust_domain.clone(), file.clone());
         spawn_blocking(move || look_at(&trust_domain, &file, seen)).await
     };
-    let mut seen = None;
+    let mut seen = federation.first_seen.get(file).cloned();
     let mut every = tokio::time::interval(LOOK_EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -272,3 +284,69 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const DEFAULT_PAUSE: Duration = Duration::from_secs(5 * 60);
 const SHORTEST_PAUSE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{
+        DEFAULT_PAUSE, Endpoint, Federation, LONGEST_PAUSE, Peer, Profile, SHORTEST_PAUSE,
+    };
+
+    fn endpoint(every: Option<Duration>) -> Endpoint {
+        Endpoint {
+            url: "https://other.test/".into(),
+            profile: Profile::Web(None),
+            every,
+        }
+    }
+
+    fn federation(folder: &std::path::Path) -> (Federation, Peer) {
+        let peer = Peer {
+            trust_domain: "other.test".parse().unwrap(),
+            file: None,
+            endpoint: Some(endpoint(None)),
+        };
+        let federation = Federation::open(vec![peer.clone()], folder.to_owned()).unwrap();
+        (federation, peer)
+    }
+
+    fn document(more: &str) -> Vec<u8> {
+        format!("{{\"keys\": []{more}}}").into_bytes()
+    }
+
+    #[test]
+    fn a_sequence_number_goes_forward_wherever_there_are_two() {
+        let folder = tempfile::tempdir().unwrap();
+        let (federation, peer) = federation(folder.path());
+        let take = |more: &str| federation.take(&peer, &document(more));
+        assert!(take(", \"spiffe_sequence\": 5").unwrap());
+        assert!(!take(", \"spiffe_sequence\": 5").unwrap(), "the same");
+        let refused = take(", \"spiffe_sequence\": 4").unwrap_err().to_string();
+        assert!(refused.contains("gone back, from 5 to 4"), "{refused}");
+        assert!(refused.contains("other.test.json"), "{refused}");
+        assert!(take(", \"spiffe_sequence\": 6").unwrap());
+        // Nobody has to number them.
+        assert!(take("").unwrap());
+        assert!(take(", \"spiffe_sequence\": 1").unwrap());
+    }
+
+    #[test]
+    fn a_publisher_says_how_often_it_is_asked_within_bounds() {
+        let folder = tempfile::tempdir().unwrap();
+        let (federation, peer) = federation(folder.path());
+        let pause = |every| federation.pause(&peer, &endpoint(every));
+        assert_eq!(pause(None), DEFAULT_PAUSE);
+        for (hint, expected) in [
+            (1, SHORTEST_PAUSE),
+            (90, Duration::from_secs(90)),
+            (86_400, LONGEST_PAUSE),
+        ] {
+            let more = format!(", \"spiffe_refresh_hint\": {hint}");
+            federation.take(&peer, &document(&more)).unwrap();
+            assert_eq!(pause(None), expected);
+            let own = Duration::from_millis(200);
+            assert_eq!(pause(Some(own)), own, "who configures it knows why");
+        }
+    }
+}

@@ -2,8 +2,8 @@
 USER AGENT. Needs root. Prints what they got.
 
 A file system in user space with one file, which is the program. It answers until it is told to hang;
-every question of the kernel waits from then on. In the case `names` it lets the kernel keep names, so that
-only its contents have to be asked for.
+every question of the kernel waits from then on. In the cases `names` and `drifts` it lets the kernel keep
+names, so that only other things have to be asked for.
 """
 
 import array
@@ -29,21 +29,23 @@ LOOKUP, GETATTR, OPEN, READ, STATFS, RELEASE, FLUSH, INIT, OPENDIR = 1, 3, 14, 1
 FORGET, INTERRUPT, BATCH_FORGET = 2, 36, 42
 ENOENT, ENOSYS = 2, 38
 KEEP_CACHE, DETACH = 2, 2
-KEPT_SECONDS = 3600 if CASE == "names" else 0
+KEPT_SECONDS = 0 if CASE == "hangs" else 3600
 
 libc = ctypes.CDLL(None, use_errno=True)
 answers = threading.Event()
 answers.set()
 
 CONNECTS = """
-import array, os, signal, socket, sys
+import array, os, signal, socket, subprocess, sys
+def another(*_): subprocess.Popen(["/bin/sleep", "60"])
+signal.signal(signal.SIGUSR1, another)
 os.setresuid(*[int(sys.argv[3])] * 3)
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(sys.argv[1])
 end = socket.socket(fileno=int(sys.argv[2]))
 rights = array.array("i", [connection.fileno()])
 end.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-signal.pause()
+while True: signal.pause()
 """
 
 
@@ -112,7 +114,7 @@ children = []
 
 def connected(program=f"{FOLDER}/program", user=USER):
     """A connection that a process of this program has opened, which lives on in a session of its own. Something
-    is said on it at once: the agent closes those on which nothing is."""
+    is said on it at once: the agent closes those on which nothing is. By SIGUSR1 it starts another program."""
     ours, theirs = socket.socketpair()
     words = [program, "-c", CONNECTS, SOCKET, str(theirs.fileno()), str(user)]
     home = {"PYTHONHOME": sys.base_prefix}
@@ -181,12 +183,28 @@ def names():
     print(ask(second))
 
 
+def drifts():
+    watched = connected(PROGRAM, USER + 1)
+    watched.call()
+    events = watched.events()
+    print(said(next(events)))
+    hung = connected()
+    answers.clear()
+    # The whole pod is looked at before its first identity.
+    print(ask(hung))
+    children[0].send_signal(signal.SIGUSR1)
+    # A message may only bring other lists.
+    print(next(said(event) for event in events if event[0] != "message"))
+    answers.set()
+
+
 mount()
 try:
     globals()[CASE]()
 finally:
     answers.set()
     for child in children:
-        child.kill()
+        # With what it has started.
+        os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     libc.umount2(FOLDER.encode(), DETACH)

@@ -163,6 +163,9 @@ fn pod_container(path: &str, own: Option<&str>) -> Option<PodContainer> {
     while segments.next_if_eq(&"..").is_some() {
         is_kubelets = true;
     }
+    if let Some(found) = unnested(segments.clone()) {
+        return Some(found);
+    }
     if !is_kubelets {
         let mut own = own.into_iter().flat_map(|path| path.split('/').skip(1));
         while let Some(segment) = segments.peek() {
@@ -183,6 +186,20 @@ fn pod_container(path: &str, own: Option<&str>) -> Option<PodContainer> {
     }
     let pod = pod_of(segments.next()?)?;
     let container = container_of(segments.next()?)?.to_owned();
+    Some(PodContainer { pod, container })
+}
+
+/// A pod's container in one segment, `POD.slice:RUNTIME:ID`: so it is where the kubelet asks for groups of systemd and
+/// containerd makes plain ones. It lies at the top, or where containerd itself runs.
+fn unnested<'p>(mut segments: impl Iterator<Item = &'p str> + Clone) -> Option<PodContainer> {
+    if segments.clone().take(2).eq(CONTAINERD) {
+        segments.nth(CONTAINERD.len() - 1);
+    }
+    let mut parts = segments.next()?.split(':');
+    let (pod, runtime, id) = (parts.next()?, parts.next()?, parts.next()?);
+    let is_it = runtime == "cri-containerd" && is_id(id) && parts.next().is_none();
+    let pod = is_it.then(|| pod_of(pod))??;
+    let container = id.to_owned();
     Some(PodContainer { pod, container })
 }
 
@@ -233,6 +250,9 @@ fn is_id(name: &str) -> bool {
 
 /// What runtimes put before the ID under systemd.
 const RUNTIMES: [&str; 4] = ["docker-", "cri-containerd-", "crio-", "libpod-"];
+
+/// The unit of containerd, as its packages call it.
+const CONTAINERD: [&str; 2] = ["system.slice", "containerd.service"];
 
 #[cfg(test)]
 mod tests {
@@ -327,6 +347,8 @@ mod tests {
             "/kubepods.slice/kubepods-podUID_.slice/crio-ID.scope",
             "/kubelet/kubepods/besteffort/podUID/ID/inner",
             "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice/kubelet-kubepods-besteffort-podUID_.slice/cri-containerd-ID.scope",
+            "/kubepods-burstable-podUID_.slice:cri-containerd:ID",
+            "/system.slice/containerd.service/kubepods-podUID_.slice:cri-containerd:ID/inner",
         ] {
             is_in_pod(path, "/system.slice/agent.service", true);
         }
@@ -341,6 +363,12 @@ mod tests {
             "/kubepods/burstable/podUIDx/ID",
             "/kubepods-evil.slice/podUID/ID",
             "/kubepods.slice/evil-podUID_.slice/crio-ID.scope",
+            "/user.slice/kubepods-podUID_.slice:cri-containerd:ID",
+            "/system.slice/evil.service/kubepods-podUID_.slice:cri-containerd:ID",
+            "/evil-podUID_.slice:cri-containerd:ID",
+            "/kubepods-podUID_.slice:evil:ID",
+            "/kubepods-podUID_.slice:cri-containerd:ID:ID",
+            "/kubepods-podUID_.slice:cri-containerd:IDx",
         ] {
             is_in_pod(path, "/system.slice/agent.service", false);
         }

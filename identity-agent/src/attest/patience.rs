@@ -182,6 +182,9 @@ mod tests {
 
     use super::{Lane, Lanes, Limits, What};
 
+    /// Longer than a busy machine needs for a thread.
+    const PATIENCE: Duration = Duration::from_secs(1);
+
     fn lanes(patience: Duration) -> Arc<Lanes> {
         Lanes::within(Limits {
             patience,
@@ -205,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_look_that_hangs_holds_up_its_own_lane_and_that_one_at_once() {
-        let lanes = lanes(Duration::from_millis(10));
+        let lanes = lanes(PATIENCE);
         let end = hang(&lanes, lane(1, 7));
         let refused = lanes.look(lane(1, 7), || panic!("it is made while one hangs"));
         let error = refused.unwrap_err().to_string();
@@ -231,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_user_has_so_many_threads_that_hang_and_all_have_so_many() {
-        let lanes = lanes(Duration::from_millis(10));
+        let lanes = lanes(PATIENCE);
         let mut ends = vec![hang(&lanes, lane(1, 1)), hang(&lanes, lane(1, 2))];
         assert!(lanes.look(lane(1, 3), || ()).is_err(), "two of one user");
         assert!(lanes.look(lane(2, 3), || ()).is_ok());

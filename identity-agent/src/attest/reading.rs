@@ -131,17 +131,17 @@ pub(crate) fn inode(path: &Path) -> Result<u64, ReadError> {
     Ok(fs::metadata(path)?.ino())
 }
 
-/// Device and inode of a running program, by what the kernel has of it in memory: a file system that hangs
-/// keeps nobody waiting.
+/// Device and inode behind a link of `/proc` to what a process uses, such as its program, by what the kernel has
+/// of it in memory: a file system that hangs keeps nobody waiting.
 ///
 /// # Errors
 /// [`ReadError`].
-pub(crate) fn program_file(exe: &Path) -> Result<(u64, u64), ReadError> {
-    match statx(CWD, exe, AtFlags::STATX_DONT_SYNC, StatxFlags::INO) {
+pub(crate) fn place_in_memory(link: &Path) -> Result<(u64, u64), ReadError> {
+    match statx(CWD, link, AtFlags::STATX_DONT_SYNC, StatxFlags::INO) {
         Ok(found) => Ok(place(&found)),
         // An older sandbox does not know the call.
         Err(Errno::NOSYS) => {
-            let found = fs::metadata(exe)?;
+            let found = fs::metadata(link)?;
             Ok((found.dev(), found.ino()))
         }
         Err(error) => Err(io::Error::from(error).into()),
@@ -211,7 +211,7 @@ mod tests {
 
     use rustix::io::Errno;
 
-    use super::{Lack, MAX_TEXT_BYTES, ReadError, inode, known, program_file, read_text};
+    use super::{Lack, MAX_TEXT_BYTES, ReadError, inode, known, place_in_memory, read_text};
     use crate::attest::cgroup::Groups;
 
     #[test]
@@ -251,9 +251,9 @@ mod tests {
         let found = std::fs::metadata("/proc/self/exe").unwrap();
         let wanted = std::os::unix::fs::MetadataExt::ino(&found);
         let device = std::os::unix::fs::MetadataExt::dev(&found);
-        let own = program_file(Path::new("/proc/self/exe"));
+        let own = place_in_memory(Path::new("/proc/self/exe"));
         assert_eq!(own, Ok((device, wanted)));
-        let nowhere = program_file(Path::new("/nonexistent"));
+        let nowhere = place_in_memory(Path::new("/nonexistent"));
         assert_eq!(nowhere, Err(ReadError::Absent));
     }
 

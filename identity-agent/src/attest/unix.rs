@@ -17,7 +17,7 @@ use std::{
 
 use aws_lc_rs::digest;
 use rustix::{
-    fs::{Mode, OFlags, ResolveFlags, openat, openat2},
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
     io::Errno,
 };
 
@@ -25,7 +25,7 @@ use super::{
     Asked, AttestFailed, Attestor, Subject,
     patience::{Lane, What, patiently},
     reading::{
-        FileState, Lack, ReadError, inode, known, opened_file, program_file, read_text, root_of,
+        FileState, Lack, ReadError, inode, known, opened_file, place_in_memory, read_text, root_of,
     },
 };
 use crate::caller::ProcFolder;
@@ -94,7 +94,7 @@ pub fn program(folder: &ProcFolder) -> Result<Option<String>, Lack> {
         return Ok(None);
     }
     let exe = folder.join("exe");
-    let (Some(link), Some(running)) = (known(fs::read_link(&exe))?, known(program_file(&exe))?)
+    let (Some(link), Some(running)) = (known(fs::read_link(&exe))?, known(place_in_memory(&exe))?)
     else {
         return Ok(None);
     };
@@ -141,6 +141,31 @@ fn named(root: OwnedFd, inside: PathBuf, lane: Lane) -> Result<Option<(u64, u64)
     })?
 }
 
+/// Does something lie at this path, as the agent sees it? Of whoever has a layer of a file system there.
+///
+/// # Errors
+/// Nobody knows.
+pub(crate) fn is_there(folder: &ProcFolder, path: PathBuf) -> Result<bool, Lack> {
+    let open = |path: &Path, resolve: ResolveFlags| {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat2(CWD, path, flags, Mode::empty(), resolve)
+    };
+    match open(&path, ResolveFlags::CACHED) {
+        Ok(_) => return Ok(true),
+        Err(Errno::NOENT) => return Ok(false),
+        Err(_) => {}
+    }
+    let Some((device, _)) = known(place_in_memory(&folder.join("exe")))? else {
+        return Ok(false);
+    };
+    let lane = Lane::of(&folder.join(""), device, What::Names)?;
+    patiently(lane, move || match open(&path, ResolveFlags::empty()) {
+        // An older kernel or sandbox does not know the call.
+        Err(Errno::NOSYS | Errno::PERM) => fs::symlink_metadata(&path).is_ok(),
+        found => found.is_ok(),
+    })
+}
+
 /// Does a process live in the agent's own user namespace? One that may not be looked at does not.
 ///
 /// # Errors
@@ -162,7 +187,7 @@ impl Digests {
     /// # Errors
     /// Nobody knows which one it has.
     pub fn of(&self, exe: &Path) -> Result<Option<String>, Lack> {
-        let (Some((device, _)), Some(folder)) = (known(program_file(exe))?, exe.parent()) else {
+        let (Some((device, _)), Some(folder)) = (known(place_in_memory(exe))?, exe.parent()) else {
             return Ok(None);
         };
         let lane = |what| Lane::of(folder, device, what);

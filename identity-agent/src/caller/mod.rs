@@ -34,7 +34,7 @@ pub use places::{Limits, Place};
 
 use crate::attest::{
     Attested, procfs,
-    reading::{Lack, ReadError, known, program_file, read_as, read_text},
+    reading::{Lack, ReadError, known, place_in_memory, read_as, read_text},
 };
 
 /// A process that cannot be taken for another one.
@@ -253,7 +253,7 @@ impl PinnedProcess {
             Ok(Moment {
                 standing,
                 groups: read_text(&folder.join("cgroup")).map_err(ReadError::from)?,
-                program: known(program_file(&folder.join("exe")))?,
+                program: known(place_in_memory(&folder.join("exe")))?,
             })
         })?
     }

@@ -308,7 +308,16 @@ fn with_two_dashes(argument: OsString) -> OsString {
 /// A path, or `unix://` and a path. Spec: SPIFFE Workload Endpoint section 4.
 fn socket_path(text: &str) -> anyhow::Result<PathBuf> {
     let path = match text.split_once(':') {
-        Some(("unix", rest)) => rest.strip_prefix("//").unwrap_or(rest),
+        Some(("unix", rest)) => {
+            let path = rest.strip_prefix("//").unwrap_or(rest);
+            // Behind two slashes a URL has an authority, and behind `?` and `#` more that a socket has not.
+            let is_it = path.starts_with('/') && !path.contains(['?', '#']);
+            anyhow::ensure!(
+                is_it,
+                "`{text}` is no Unix socket; write a path or `unix:///path`"
+            );
+            path
+        }
         Some((scheme, _)) if !scheme.contains('/') => {
             anyhow::bail!("`{text}` is no Unix socket; write a path or `unix:///path`")
         }

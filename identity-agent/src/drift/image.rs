@@ -3,34 +3,35 @@
 //! What was written in a container lies in the upper layer of its overlay, under the same path. A file of
 //! the image that was only renamed or given other permissions lies there too, and counts as written.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
+use std::path::{Path, PathBuf};
+
+use super::standing;
+use crate::{
+    attest::{
+        read_text,
+        reading::{Lack, ReadError, known},
+        unix,
+    },
+    caller::ProcFolder,
 };
-
-use rustix::fs::statfs;
-
-use crate::{attest::read_text, caller::ProcFolder};
 
 /// Was the program of a process, at this path seen from its root, written since its container was made?
 /// Not where nobody can tell: its root is no overlay, or its layers are out of the agent's reach.
-pub(super) fn is_changed(folder: &ProcFolder, path: &str) -> bool {
-    // Most programs of plain processes are told from those of containers by this one call.
-    if !statfs(folder.join("exe")).is_ok_and(|found| found.f_type == OVERLAY) {
-        return false;
+///
+/// # Errors
+/// The agent lacks something to look.
+pub(super) fn is_changed(folder: &ProcFolder, path: &Path) -> Result<bool, Lack> {
+    if standing::namespace_of_container(folder)?.is_none() {
+        return Ok(false);
     }
-    let Ok(mounts) = read_text(&folder.join("mountinfo")) else {
-        return false;
+    let mounts = known(read_text(&folder.join("mountinfo")).map_err(ReadError::from))?;
+    let Some(upper) = mounts.as_deref().and_then(upper_layer) else {
+        return Ok(false);
     };
-    let Some(upper) = upper_layer(&mounts) else {
-        return false;
-    };
-    let file = upper.join(path.trim_start_matches('/'));
+    let file = upper.join(path.strip_prefix("/").unwrap_or(path));
     // The path is one of the engine's, and an agent in a container has another view.
     let of_engine = Path::new("/proc/1/root").join(file.strip_prefix("/").unwrap_or(&file));
-    [file, of_engine]
-        .iter()
-        .any(|file| fs::symlink_metadata(file).is_ok())
+    Ok(unix::is_there(folder, file)? || unix::is_there(folder, of_engine)?)
 }
 
 /// The folder of an overlay in which what was written lies, from `mountinfo`; of the mount that is `/`.
@@ -49,12 +50,9 @@ pub(super) fn upper_layer(mounts: &str) -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-/// Spec: the kernel's `linux/magic.h`.
-const OVERLAY: rustix::fs::FsWord = 0x794c_7630;
-
 #[cfg(test)]
 mod tests {
-    use super::{ProcFolder, is_changed, upper_layer};
+    use super::{Path, ProcFolder, is_changed, upper_layer};
 
     #[test]
     fn the_upper_layer_of_a_root_is_found() {
@@ -62,6 +60,9 @@ mod tests {
         assert_eq!(upper_layer(overlay).unwrap().to_str(), Some("/u/d"));
         assert!(upper_layer("1 2 0:5 / / rw - ext4 /dev/vda rw,upperdir=/u\n").is_none());
         assert!(upper_layer("1 2 0:5 / /a rw - overlay overlay rw,upperdir=/u\n").is_none());
-        assert!(!is_changed(&ProcFolder::own(), "/nowhere"));
+        assert_eq!(
+            is_changed(&ProcFolder::own(), Path::new("/nowhere")),
+            Ok(false)
+        );
     }
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    image::upper_layer,
+    image::is_changed,
     sockets::{Connection, Socket},
 };
 use crate::{
@@ -191,11 +191,8 @@ impl<'a> Happened<'a> {
 
     fn is_in_upper_layer(&self) -> bool {
         let look = || {
-            let path = self.own.path()?;
-            let inside = Path::new(OsStr::from_bytes(path)).strip_prefix("/").ok()?;
-            let mounts = read_text(&self.folder.join("mountinfo")).ok()?;
-            let file = upper_layer(&mounts)?.join(inside);
-            Some(fs::symlink_metadata(file).is_ok())
+            let path = Path::new(OsStr::from_bytes(self.own.path()?));
+            is_changed(&self.folder, path).ok()
         };
         *self.is_upper.get_or_init(|| look().unwrap_or_default())
     }

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs,
+    path::Path,
 };
 
 use super::{
@@ -326,7 +327,7 @@ impl<'a> Scanner<'a> {
         }
         Ok(Some(match path {
             Some(path) => Program::File {
-                is_changed: is_changed(folder, &path),
+                is_changed: is_changed(folder, Path::new(&path))?,
                 path,
                 digest,
             },

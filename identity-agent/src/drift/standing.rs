@@ -1,6 +1,6 @@
 //! What a process may do and where it lives, as the kernel has it.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _, path::Path, time::Instant};
+use std::{collections::BTreeSet, fs, path::Path, time::Instant};
 
 use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
 
@@ -11,7 +11,7 @@ use crate::{
         posture::mountinfo,
         procfs::{self, Stat},
         read_text,
-        reading::{Lack, ReadError, inode, known, read_as},
+        reading::{Lack, ReadError, inode, known, place_in_memory, read_as},
     },
     caller::ProcFolder,
 };
@@ -155,6 +155,18 @@ pub(super) type View = (u64, u64, u64);
 /// # Errors
 /// The agent lacks something to look.
 pub(super) fn view(folder: &ProcFolder) -> Result<Option<View>, Lack> {
+    let Some(own) = namespace_of_container(folder)? else {
+        return Ok(None);
+    };
+    let root = known(place_in_memory(&folder.join("root")))?;
+    Ok(root.map(|(device, inode)| (own, device, inode)))
+}
+
+/// The mount namespace of a process, where that is neither the agent's nor that of the machine's first process.
+///
+/// # Errors
+/// The agent lacks something to look.
+pub(super) fn namespace_of_container(folder: &ProcFolder) -> Result<Option<u64>, Lack> {
     let namespace = |folder: &ProcFolder| known(inode(&folder.join("ns/mnt")));
     let Some(own) = namespace(folder)? else {
         return Ok(None);
@@ -164,8 +176,7 @@ pub(super) fn view(folder: &ProcFolder) -> Result<Option<View>, Lack> {
             return Ok(None);
         }
     }
-    let root = known(fs::metadata(folder.join("root")))?;
-    Ok(root.map(|root| (own, root.dev(), root.ino())))
+    Ok(Some(own))
 }
 
 /// The mounts that a process sees, each in words; none where they cannot be read.

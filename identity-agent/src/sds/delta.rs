@@ -8,7 +8,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     Subscriber, is_of_secrets, log_refusal,
-    secrets::{SECRET, all_names, any, secret, version},
+    secrets::{EVERYTHING, SECRET, all_names, any, secret, version},
 };
 use crate::workload_api::stream::Held;
 
@@ -22,9 +22,32 @@ struct State {
     answers: u64,
 }
 
-enum Wanted {
-    Everything,
-    Names(BTreeSet<String>),
+/// What a reader has subscribed to.
+#[derive(Default)]
+struct Wanted {
+    /// Everything that there is, called so or by naming nothing at first.
+    everything: bool,
+    names: BTreeSet<String>,
+}
+
+impl Wanted {
+    fn subscribe(&mut self, name: String) {
+        match name.as_str() {
+            EVERYTHING => self.everything = true,
+            _ => {
+                self.names.insert(name);
+            }
+        }
+    }
+
+    fn unsubscribe(&mut self, name: &str) {
+        match name {
+            EVERYTHING => self.everything = false,
+            _ => {
+                self.names.remove(name);
+            }
+        }
+    }
 }
 
 pub(super) fn stream(
@@ -91,21 +114,24 @@ impl State {
             None => {
                 let known = request.initial_resource_versions.into_iter();
                 self.known = known.map(|(name, version)| (name, Some(version))).collect();
-                self.wanted = Some(match subscribe.is_empty() {
-                    true => Wanted::Everything,
-                    false => Wanted::Names(subscribe.into_iter().collect()),
-                });
+                let mut wanted = Wanted {
+                    everything: subscribe.is_empty(),
+                    ..Wanted::default()
+                };
+                subscribe
+                    .into_iter()
+                    .for_each(|name| wanted.subscribe(name));
+                self.wanted = Some(wanted);
             }
-            Some(Wanted::Everything) => {}
-            Some(Wanted::Names(names)) => {
+            Some(wanted) => {
                 for name in request.resource_names_unsubscribe {
-                    names.remove(&name);
+                    wanted.unsubscribe(&name);
                     self.known.remove(&name);
                 }
                 for name in subscribe {
                     // Asked for again, it is told again.
                     self.known.remove(&name);
-                    names.insert(name);
+                    wanted.subscribe(name);
                 }
             }
         }
@@ -114,10 +140,11 @@ impl State {
 
     fn difference(&mut self, held: &Held) -> Option<DeltaDiscoveryResponse> {
         let own = &self.caller.own;
-        let names: BTreeSet<String> = match self.wanted.as_ref()? {
-            Wanted::Everything => all_names(held, own).into_iter().collect(),
-            Wanted::Names(names) => names.clone(),
-        };
+        let wanted = self.wanted.as_ref()?;
+        let mut names = wanted.names.clone();
+        if wanted.everything {
+            names.extend(all_names(held, own));
+        }
         let (mut resources, mut removed) = (Vec::new(), Vec::new());
         let mut now = BTreeMap::new();
         for name in &names {

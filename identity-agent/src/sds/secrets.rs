@@ -22,6 +22,9 @@ const DEFAULT: &str = "default";
 const ROOT_CA: &str = "ROOTCA";
 const ALL: &str = "ALL";
 
+/// The name that stands for all that there is. Spec: Envoy's xDS protocol, its section on what is subscribed to.
+pub(super) const EVERYTHING: &str = "*";
+
 /// Every name that somebody who asks for none gets.
 pub(super) fn all_names(held: &Held, own: &str) -> Vec<String> {
     let identities = held

@@ -6,7 +6,7 @@ use tonic::{Status, Streaming};
 
 use super::{
     Subscriber, is_of_secrets, log_refusal,
-    secrets::{SECRET, all_names, any, secret, unknown, version},
+    secrets::{EVERYTHING, SECRET, all_names, any, secret, unknown, version},
 };
 use crate::workload_api::stream::Held;
 
@@ -117,15 +117,15 @@ pub(super) fn answer(
     own: &str,
     nonce: String,
 ) -> Result<DiscoveryResponse, Status> {
-    let all;
-    let names = match names {
-        [] => {
-            all = all_names(held, own);
-            &all
-        }
-        names => names,
+    let is_all = names.is_empty() || names.iter().any(|name| name == EVERYTHING);
+    let mut all = match is_all {
+        true => all_names(held, own),
+        false => Vec::new(),
     };
-    let resources = names.iter().map(|name| {
+    let named = names.iter().filter(|name| *name != EVERYTHING);
+    let named: Vec<String> = named.filter(|name| !all.contains(name)).cloned().collect();
+    all.extend(named);
+    let resources = all.iter().map(|name| {
         let secret = secret(name, held, own).ok_or_else(|| unknown(name))?;
         Ok(any(SECRET, &secret))
     });

@@ -103,6 +103,40 @@ fn docker_tells_containers_apart_by_label_variable_and_image() {
 
 #[test]
 #[ignore = "needs root and a running Docker Engine"]
+fn docker_tells_containers_apart_by_name_service_of_compose_and_groups() {
+    image();
+    let mut world = World::new().unwrap();
+    // One for each run of the tests: names are the engine's.
+    let name = format!("postern-test-{}", std::process::id());
+    let service = "com.docker.compose.service";
+    let wanted = format!(
+        "'docker:name:{name}', 'docker:label:{service}:web', 'unix:gid:0', 'unix:supplementary_gid:4711'"
+    );
+    world
+        .agent_with(&workload(&wanted), "attestors: {unix: {}, docker: {}}\n")
+        .unwrap();
+    let (web, other_service) = (format!("{service}=web"), format!("{service}=db"));
+    let other_name = format!("{name}-other");
+    let options = |name: &str, label: &str, group: &str| {
+        let all = ["--name", name, "--label", label, "--group-add", group];
+        id(&fetch(&world, &all))
+    };
+    assert!(options(&name, &web, "4711").is_ok());
+    for (name, label, group) in [
+        (&other_name, &web, "4711"),
+        (&name, &other_service, "4711"),
+        (&name, &web, "4712"),
+    ] {
+        let refused = options(name, label, group).unwrap_err();
+        assert!(
+            refused.contains("no identity issued"),
+            "{name} {label} {group}: {refused}"
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs root and a running Docker Engine"]
 fn docker_container_whose_engine_does_not_answer_gets_no_identity() {
     // A selector of another attestor alone: without the engine nobody knows what else is true.
     image();

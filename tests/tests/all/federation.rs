@@ -209,6 +209,11 @@ fn a_bundle_is_fetched_from_an_endpoint_of_the_web() {
         .agent_with(&with, &peer(&format!(", caFile: '{authorities}'")))
         .unwrap();
     eventually("the bundle", || federated(&world)).unwrap();
+    // Spec: SPIFFE Federation section 5.1.
+    let url = format!("https://{listen}/");
+    let arguments = ["-sk", "-o", "/dev/null", "-w", "%{content_type}", &url];
+    let kind = String::from_utf8(run("curl", &arguments).unwrap().stdout).unwrap();
+    assert!(kind.starts_with("application/json"), "{kind}");
     // Its twin does not know the authority.
     let mut world = World::new().unwrap();
     world.agent_with(&with, &peer("")).unwrap();

@@ -41,6 +41,7 @@ mod registry;
 mod reloads;
 mod road;
 mod run;
+mod sds;
 mod systemd_units;
 mod tls;
 mod tokens;

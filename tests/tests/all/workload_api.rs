@@ -342,6 +342,20 @@ fn the_python_package_for_tls_connects_two_identities() {
 }
 
 #[test]
+fn a_client_that_knows_nothing_is_told_what_is_served() {
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("1h")).unwrap();
+    let python = root().join("target/python/bin/python");
+    let script = root().join("tests/python/reflection.py");
+    let address = format!("unix:{}", socket.display());
+    let arguments = [script.to_str().unwrap(), &address];
+    let output = run(python.to_str().unwrap(), &arguments).unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    // Without the security header first.
+    assert_eq!(said, "INVALID_ARGUMENT\nTrue\nTrue\n", "{output:?}");
+}
+
+#[test]
 fn the_socket_answers_the_protocols_of_health_and_reflection() {
     // FAULTS 23
     let mut world = World::new().unwrap();

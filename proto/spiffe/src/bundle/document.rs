@@ -54,8 +54,12 @@ impl BundleDocument {
         let jwt = JwtBundle::parse(trust_domain.clone(), json)
             .map_err(|error| DocumentError::Malformed(error.to_string()))?;
         let mut authorities = Vec::new();
-        for (index, key) in read.keys.iter().enumerate() {
-            authorities.extend(authority(key).map_err(|what| DocumentError::Key { index, what })?);
+        for (index, key) in read.keys.into_iter().enumerate() {
+            // Members of other types are somebody else's kind of key.
+            let Ok(key) = serde_json::from_value::<Key>(key) else {
+                continue;
+            };
+            authorities.extend(authority(&key).map_err(|what| DocumentError::Key { index, what })?);
         }
         Ok(Self {
             x509: X509Bundle::new(trust_domain, authorities)?,
@@ -122,7 +126,7 @@ pub enum DocumentError {
 /// Trust Domain and Bundle section 4.1; RFC 7517 section 5.
 #[derive(Debug, Deserialize)]
 struct KeySet {
-    keys: Vec<Key>,
+    keys: Vec<serde_json::Value>,
     #[serde(default)]
     spiffe_sequence: Option<u64>,
     #[serde(default)]
@@ -166,8 +170,9 @@ fn authority(key: &Key) -> Result<Option<CertificateDer<'static>>, &'static str>
     if key.usage != X509_USE || !KINDS.contains(&key.kty.as_str()) {
         return Ok(None);
     }
-    let [certificate] = key.x5c.as_slice() else {
-        return Err("`x5c` must hold exactly one certificate");
+    // Section 4.2.2: without one there is no authority, and those behind the first one are not its own.
+    let Some(certificate) = key.x5c.first() else {
+        return Ok(None);
     };
     let der = BASE64_STANDARD
         .decode(certificate)

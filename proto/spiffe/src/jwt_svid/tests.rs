@@ -3,8 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
-use jsonwebtoken::{Algorithm, EncodingKey, crypto::sign};
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
+use jsonwebtoken::{Algorithm, EncodingKey, crypto::sign, jwk::Jwk};
+use rcgen::{
+    KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, PublicKeyData as _,
+    RsaKeySize,
+};
 use serde_json::{Value, json};
 
 use super::{JwtBundle, JwtRefused, JwtSvid};
@@ -28,12 +31,16 @@ impl Signer {
     }
 
     fn token(&self, header: &Value, claims: &Value) -> String {
-        let part = |value: &Value| BASE64.encode(value.to_string());
-        let message = format!("{}.{}", part(header), part(claims));
         let key = EncodingKey::from_ec_der(&self.0.serialize_der());
-        let signature = sign(message.as_bytes(), &key, Algorithm::ES256).unwrap();
-        format!("{message}.{signature}")
+        signed(header, claims, &key, Algorithm::ES256)
     }
+}
+
+fn signed(header: &Value, claims: &Value, key: &EncodingKey, algorithm: Algorithm) -> String {
+    let part = |value: &Value| BASE64.encode(value.to_string());
+    let message = format!("{}.{}", part(header), part(claims));
+    let signature = sign(message.as_bytes(), key, algorithm).unwrap();
+    format!("{message}.{signature}")
 }
 
 fn header() -> Value {
@@ -102,6 +109,43 @@ fn a_header_with_anything_wrong_is_refused() {
     ] {
         let token = signer.token(&with(header(), name, value.clone()), &claims());
         assert_eq!(verify(&signer, &token), Err(refused), "{name} {value}");
+    }
+}
+
+#[test]
+fn other_algorithms_are_verified_each_by_its_own_kind_of_key() {
+    use Algorithm::{ES384, PS256, PS384, PS512, RS256, RS384, RS512};
+    let p384 = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+    let p384 = EncodingKey::from_ec_der(&p384.serialize_der());
+    let rsa = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+    // Behind what PKCS #8 puts before it.
+    let rsa = EncodingKey::from_rsa_der(&rsa.serialize_der()[26..]);
+    let all = [RS256, RS384, RS512, PS256, PS384, PS512];
+    let of_rsa = all.into_iter().zip(all.into_iter().cycle().skip(1));
+    let of_rsa = of_rsa.map(|(algorithm, other)| (algorithm, &rsa, other));
+    for (algorithm, key, other) in of_rsa.chain([(ES384, &p384, ES384)]) {
+        let mut jwk =
+            serde_json::to_value(Jwk::from_encoding_key(key, algorithm).unwrap()).unwrap();
+        jwk["use"] = json!("jwt-svid");
+        jwk["kid"] = json!("one");
+        let set = json!({"keys": [jwk]}).to_string();
+        let bundle = JwtBundle::parse("example.org".parse().unwrap(), set.as_bytes()).unwrap();
+        let header = with(header(), "alg", json!(format!("{algorithm:?}")));
+        let verify =
+            |token: &str| JwtSvid::verify(token, "api", std::slice::from_ref(&bundle), now());
+        let good = signed(&header, &claims(), key, algorithm);
+        assert!(verify(&good).is_ok(), "{algorithm:?}");
+        // Its twins: other claims under the same signature, and a signature of another algorithm.
+        let (_, signature) = good.rsplit_once('.').unwrap();
+        let changed = with(claims(), "sub", json!("spiffe://example.org/root"));
+        let changed = signed(&header, &changed, key, algorithm);
+        let (message, _) = changed.rsplit_once('.').unwrap();
+        let refused = verify(&format!("{message}.{signature}"));
+        assert_eq!(refused, Err(JwtRefused::Signature), "{algorithm:?}");
+        if other != algorithm {
+            let confused = signed(&header, &claims(), key, other);
+            assert_eq!(verify(&confused), Err(JwtRefused::Signature), "{other:?}");
+        }
     }
 }
 

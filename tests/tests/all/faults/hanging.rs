@@ -10,6 +10,8 @@ const USER: u32 = 12_021;
 const HUNG: &str = "spiffe://example.org/hung";
 const UNAVAILABLE: &str = "status 14";
 
+const PLAIN: Document = |name, selectors, _| workload(name, selectors);
+
 /// The interpreter that the tests have, which another user may run.
 fn python() -> PathBuf {
     fs::canonicalize(root().join("target/python/bin/python")).unwrap()
@@ -21,8 +23,18 @@ fn digest(path: &str) -> String {
     said.split_whitespace().next().unwrap().to_owned()
 }
 
+/// A Workload by its name, selectors and program.
+type Document = fn(&str, &str, &str) -> String;
+
+/// One whose pods may run its program and nothing else.
+fn watched(name: &str, selectors: &str, program: &str) -> String {
+    let plain = workload(name, selectors);
+    let more = format!("], onDrift: revoke, baseline: {{executables: ['{program}']}}}}");
+    plain.replace("]}", &more)
+}
+
 /// A world in which `hung` is whoever runs a program from the folder `hanging`.
-fn world(more: &str) -> World {
+fn world(more: &str, document: Document) -> World {
     let mut world = World::new().unwrap();
     let open = fs::Permissions::from_mode(0o755);
     fs::set_permissions(world.path(), open).unwrap();
@@ -33,9 +45,9 @@ fn world(more: &str) -> World {
     let hung = format!("'unix:uid:{USER}', 'unix:path:{program}'");
     let same_user = format!("'unix:uid:{USER}', 'unix:path:{copy}'");
     let other = format!("'unix:uid:{}', 'unix:path:{copy}'", USER + 1);
-    let documents = workload("hung", &(hung + more))
-        + &workload("same-user", &same_user)
-        + &workload("other-user", &other)
+    let documents = document("hung", &(hung + more), &program)
+        + &document("same-user", &same_user, &copy)
+        + &document("other-user", &other, &copy)
         + &ours();
     world.agent(&documents).unwrap();
     world
@@ -55,7 +67,7 @@ fn lines(world: &World, case: &str) -> Vec<String> {
 #[test]
 #[ignore = "needs root, to mount a file system"]
 fn root_a_file_system_that_hangs_holds_up_nobody_but_those_who_run_from_it() {
-    let world = world("");
+    let world = world("", PLAIN);
     assert_eq!(
         lines(&world, "hangs"),
         [
@@ -78,9 +90,16 @@ fn root_a_file_system_that_hangs_holds_up_nobody_but_those_who_run_from_it() {
 #[ignore = "needs root, to mount a file system"]
 fn root_who_runs_from_a_file_system_that_hangs_is_told_what_is_known_without_it() {
     // Its name is in the kernel's memory, and nobody asks what it contains.
-    assert_eq!(lines(&world(""), "names"), [HUNG; 3]);
+    assert_eq!(lines(&world("", PLAIN), "names"), [HUNG; 3]);
     // Somebody does.
     let digest = digest(python().to_str().unwrap());
-    let said = lines(&world(&format!(", 'unix:sha256:{digest}'")), "names");
+    let said = lines(&world(&format!(", 'unix:sha256:{digest}'"), PLAIN), "names");
     assert_eq!(said, [HUNG, UNAVAILABLE, HUNG]);
+}
+
+#[test]
+#[ignore = "needs root, to mount a file system"]
+fn root_a_pod_that_runs_from_a_file_system_that_hangs_hides_no_other() {
+    let said = lines(&world("", watched), "drifts");
+    assert_eq!(said, ["spiffe://example.org/other-user", HUNG, "status 7"]);
 }

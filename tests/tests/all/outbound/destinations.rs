@@ -1,6 +1,12 @@
 //! Who is called, by what name, at which address, and who never is.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    net::{Shutdown, TcpListener, TcpStream},
+    process::Command,
+    sync::mpsc,
+    thread,
+};
 
 use postern_tests::{certificates::Authority, eventually, root, world::World};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyUsagePurpose, SanType};
@@ -73,6 +79,62 @@ fn a_server_with_a_bad_certificate_sees_no_byte_of_a_request() {
     // The good twin of all of them.
     site.upstream("good", "127.0.0.2", "web", "http1");
     assert_eq!(site.get("/").status, 200);
+}
+
+#[test]
+fn a_server_whose_authority_is_withdrawn_during_the_handshake_sees_no_request() {
+    for is_withdrawn in [false, true] {
+        let mut site = Site::start("[127.0.0.2]", "  retries: {attempts: 0}\n");
+        site.upstream("web", "127.0.0.3", "web", "http1");
+        // Between them, somebody who has the handshake wait.
+        let listener = TcpListener::bind(("127.0.0.2", site.port)).unwrap();
+        let upstream = ("127.0.0.3", site.port);
+        let (reached, is_reached) = mpsc::channel();
+        let (go_on, goes_on) = mpsc::channel();
+        let relay = thread::spawn(move || {
+            let (caller, _) = listener.accept().unwrap();
+            reached.send(()).unwrap();
+            goes_on.recv().unwrap();
+            let server = TcpStream::connect(upstream).unwrap();
+            let pair = |from: &TcpStream, to: &TcpStream| {
+                (from.try_clone().unwrap(), to.try_clone().unwrap())
+            };
+            let halves = [pair(&caller, &server), pair(&server, &caller)];
+            let copies = halves.map(|(mut from, mut to)| {
+                thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                })
+            });
+            for copy in copies {
+                copy.join().unwrap();
+            }
+        });
+        let answer = thread::scope(|scope| {
+            let answer = scope.spawn(|| site.get("/"));
+            is_reached.recv().unwrap();
+            if is_withdrawn {
+                let other = Authority::new("example.org").unwrap();
+                let frontend = "spiffe://example.org/ns/default/sa/frontend";
+                let folder = site.world.path();
+                // The bundle first: whatever is in force next has it.
+                site.world.write("bundle.crt", &other.pem).unwrap();
+                other
+                    .write_leaf(folder, "frontend", frontend, |_| {})
+                    .unwrap();
+                let in_force = || {
+                    let log = fs::read_to_string(site.world.log("proxy")).unwrap();
+                    (log.matches("identity in force").count() > 1).then_some(())
+                };
+                eventually("the new bundle", in_force).unwrap();
+            }
+            go_on.send(()).unwrap();
+            answer.join().unwrap()
+        });
+        assert_eq!(answer.status == 200, !is_withdrawn, "{answer:?}");
+        assert_eq!(site.asked("web", "/"), usize::from(!is_withdrawn));
+        relay.join().unwrap();
+    }
 }
 
 #[test]

@@ -80,12 +80,24 @@ fn what_is_not_understood_is_left_out() {
         json!({"kty": "EC", "x5c": [p256()]}),
         json!({"kty": "ML-KEM", "use": "x509-svid", "x5c": [p256()]}),
         json!({"use": "x509-svid", "x5c": [p256()]}),
+        json!({"kty": "EC", "use": "x509-svid"}),
+        json!({"kty": "EC", "use": "x509-svid", "x5c": []}),
+        json!({"kty": "EC", "use": "x509-svid", "x5c": p256()}),
+        json!({"kty": "EC", "use": "x509-svid", "x5c": [1, p256()]}),
+        json!({"kty": "EC", "use": null, "x5c": [p256()]}),
+        json!({"kty": 1, "use": "x509-svid", "x5c": [p256()]}),
+        json!("EC"),
     ];
     for key in cases {
         let good = json!({"kty": "EC", "use": "x509-svid", "x5c": [p256()]});
         let read = parse(&json!({"keys": [key, good]})).unwrap();
         assert_eq!(read.x509.authorities().len(), 1, "{key}");
     }
+    // Of several certificates the first one is the authority.
+    let leaf = certificate(&rcgen::PKCS_ECDSA_P256_SHA256, false);
+    let chain = json!({"kty": "EC", "use": "x509-svid", "x5c": [p256(), leaf]});
+    let read = parse(&json!({"keys": [chain]})).unwrap();
+    assert_eq!(read.x509.authorities().len(), 1);
     // Trusts nobody: how a domain is revoked.
     assert!(
         parse(&json!({"keys": []}))
@@ -107,12 +119,8 @@ fn a_document_that_is_wrong_is_refused_whole() {
             "no bundle document: invalid value",
         ),
         (
-            json!({"keys": [{"kty": "EC", "use": "x509-svid"}]}),
-            "key 0 of the bundle document: `x5c` must hold exactly one",
-        ),
-        (
-            json!({"keys": [{"kty": "EC", "use": "x509-svid", "x5c": [p256(), p256()]}]}),
-            "key 0 of the bundle document: `x5c` must hold exactly one",
+            json!({"keys": [{"kty": "EC", "use": "x509-svid", "x5c": [leaf, p256()]}]}),
+            "certificate 0 of the bundle of `example.org` is no authority",
         ),
         (
             json!({"keys": [{"kty": "EC", "use": "x509-svid", "x5c": ["?"]}]}),

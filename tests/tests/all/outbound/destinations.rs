@@ -89,8 +89,8 @@ fn a_server_whose_authority_is_withdrawn_during_the_handshake_sees_no_request() 
         // Between them, somebody who has the handshake wait.
         let listener = TcpListener::bind(("127.0.0.2", site.port)).unwrap();
         let upstream = ("127.0.0.3", site.port);
-        let (reached, is_reached) = mpsc::channel();
-        let (go_on, goes_on) = mpsc::channel();
+        let (reached, is_reached) = mpsc::sync_channel(1);
+        let (go_on, goes_on) = mpsc::sync_channel(1);
         let relay = thread::spawn(move || {
             let (caller, _) = listener.accept().unwrap();
             reached.send(()).unwrap();

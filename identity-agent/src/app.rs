@@ -314,7 +314,7 @@ async fn watch_cluster(followed: Option<Arc<Followed>>, agent: Arc<Agent>) {
         return std::future::pending().await;
     };
     let news = |snapshot| take_cluster(agent.clone(), snapshot);
-    kubernetes::follow(followed, news).await;
+    kubernetes::follow(followed, news, refused_documents).await;
 }
 
 async fn take_cluster(agent: Arc<Agent>, snapshot: Snapshot) -> Result<(), String> {
@@ -330,15 +330,8 @@ async fn take_cluster(agent: Arc<Agent>, snapshot: Snapshot) -> Result<(), Strin
             tracing::debug!(pods, policies, "what the API server has is in force");
             Ok(())
         }
-        Some(Err(refused)) => {
-            let refused = refused.to_string();
-            refused_documents(&refused);
-            Err(refused)
-        }
-        None => {
-            tracing::error!("what the API server has could not be taken");
-            Err("what the API server has could not be taken".to_owned())
-        }
+        Some(Err(refused)) => Err(refused.to_string()),
+        None => Err("what the API server has could not be taken".to_owned()),
     }
 }
 
@@ -431,6 +424,7 @@ async fn watch_images(agent: Arc<Agent>) {
                     agent.announce();
                 });
                 if read.await.is_some() {
+                    tracing::info!("image evidence was read");
                     watch.was_read(now);
                 }
             }
@@ -451,7 +445,11 @@ fn reload(agent: &Agent) -> Result<(), RegistryError> {
         agent.metrics.workloads_current.set(0);
         agent.metrics.reloads_failed.inc();
     });
-    let workloads = read?;
+    let (workloads, replaced) = read?;
+    if let Some(replaced) = replaced {
+        agent.take_back_of(&replaced);
+        agent.metrics.kubernetes_in_force.set(1);
+    }
     agent.announce_documents();
     agent.metrics.workloads_current.set(1);
     tracing::info!(workloads, "workloads in force");

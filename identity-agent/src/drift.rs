@@ -353,6 +353,11 @@ impl Drift {
         locked(&self.grounds).judge(pod, pid, standing, now)
     }
 
+    /// Is there more to compare with what it was than is remembered?
+    pub fn is_full(&self) -> bool {
+        locked(&self.grounds).are_full()
+    }
+
     /// The pod in which this process or its parent was seen.
     pub fn was_in(&self, pid: i32, standing: &Standing) -> Option<Pod> {
         locked(&self.grounds).pod_of(pid, standing.started, standing.parent)

@@ -110,6 +110,8 @@ pub struct Metrics {
     pub kubernetes_objects: Family<KindLabel, Gauge>,
     /// 1 while a kind is followed.
     pub kubernetes_current: Family<KindLabel, Gauge>,
+    /// 1 while what the API server has is in force.
+    pub kubernetes_in_force: Gauge,
     /// Policies of the API server that cannot be read.
     pub kubernetes_unreadable: Gauge,
     /// Questions to the API server that failed.
@@ -174,6 +176,7 @@ impl Metrics {
             bounds_reached: Family::default(),
             kubernetes_objects: Family::default(),
             kubernetes_current: Family::default(),
+            kubernetes_in_force: Gauge::default(),
             kubernetes_unreadable: Gauge::default(),
             kubernetes_failures: Family::default(),
         };
@@ -270,6 +273,11 @@ impl Metrics {
             metrics.kubernetes_current.clone(),
         );
         all.register(
+            "kubernetes_in_force",
+            "1 while what the API server has is in force",
+            metrics.kubernetes_in_force.clone(),
+        );
+        all.register(
             "kubernetes_objects_unreadable",
             "Policies of the API server that cannot be read",
             metrics.kubernetes_unreadable.clone(),
@@ -340,16 +348,18 @@ pub(crate) const CONNECTIONS: &str = "connections";
 pub(crate) const CONNECTIONS_OF_USER: &str = "connections_of_user";
 pub(crate) const WARM_SVIDS: &str = "warm_svids";
 pub(crate) const DRIFT_LIST: &str = "drift_list";
+pub(crate) const DRIFT_GROUNDS: &str = "drift_grounds";
 pub(crate) const ISSUED: &str = "issued";
 pub(crate) const ISSUED_TO_USER: &str = "issued_to_user";
 pub(crate) const PODS: &str = "pods";
 pub(crate) const AUDITED_REFUSALS: &str = "audited_refusals";
 pub(crate) const AUDIT_LOG: &str = "audit_log";
-const BOUNDS: [&str; 9] = [
+const BOUNDS: [&str; 10] = [
     CONNECTIONS,
     CONNECTIONS_OF_USER,
     WARM_SVIDS,
     DRIFT_LIST,
+    DRIFT_GROUNDS,
     ISSUED,
     ISSUED_TO_USER,
     PODS,

@@ -29,7 +29,7 @@ use crate::{
         serve::Marks,
         trace::{SpanId, TraceContext, TraceId},
     },
-    relay::Passed,
+    relay::{self, Passed},
     telemetry::{
         self, Metrics, RefusalLabels, RelayedLabels,
         otlp::Spans,
@@ -359,10 +359,10 @@ enum End {
 
 impl End {
     fn of(how: &io::Result<()>) -> Self {
-        match how.as_ref().map_err(io::Error::kind) {
+        match how {
             Ok(()) => Self::Closed,
-            Err(io::ErrorKind::TimedOut) => Self::Idle,
-            Err(io::ErrorKind::PermissionDenied) => Self::Denied,
+            Err(error) if relay::is_too_silent(error) => Self::Idle,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Self::Denied,
             Err(_) => Self::Broken,
         }
     }

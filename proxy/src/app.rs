@@ -136,7 +136,7 @@ impl Proxy {
     }
 }
 
-/// Puts up the proxy's walls. Called before any other thread is started.
+/// Gives up what no proxy needs, before its walls. Called before any other thread is started.
 ///
 /// # Errors
 /// A wall that cannot be put up; callers do not start.

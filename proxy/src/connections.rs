@@ -145,7 +145,7 @@ impl Facts {
 }
 
 /// How many of the addresses that the app's connection was let out to are asked about again.
-const MAX_WAYS: usize = 16;
+pub(crate) const MAX_WAYS: usize = 16;
 
 /// How long a peer has to leave at most.
 const LEAVING: Duration = Duration::from_secs(30);
@@ -162,7 +162,7 @@ pub(crate) struct Connections {
 #[derive(Debug)]
 struct Open {
     facts: Facts,
-    /// Where the app's connection was let out to, the last one last.
+    /// Where the app's connection was let out to, in the order in which it was first.
     ways: Vec<SocketAddr>,
     since: Instant,
     ending: CancellationToken,

@@ -32,7 +32,9 @@ pub(crate) enum Spoken {
 ///
 /// What any server could take for HTTP is HTTP, also where it is not well formed: a method in lower
 /// case or of other characters, empty lines and spaces before it, tabs behind it. It is refused as
-/// such, and never carried as opaque bytes past the checks of requests.
+/// such, and never carried as opaque bytes past the checks of requests. Two beginnings are none, since other
+/// protocols have them: a word of more letters than any method has, and one that is no word in capitals and
+/// ends the bytes for a while.
 pub(crate) fn classify(first: &[u8]) -> Option<Spoken> {
     let preface = PREFACE
         .get(..first.len().min(PREFACE.len()))
@@ -77,7 +79,7 @@ fn is_gap(byte: u8) -> bool {
 }
 
 /// Words in lower case are no method, and many protocols begin with some; so do they with digits. Only
-/// where a path follows, or `http`, and the line names HTTP itself, they are taken for a request.
+/// where a path, `*` or `http` follows, and the line names HTTP itself, they are taken for a request.
 fn of_target(rest: &[u8]) -> Option<Spoken> {
     let gap = rest.iter().take_while(|byte| is_gap(**byte)).count();
     let target = rest.get(gap..).unwrap_or_default();
@@ -87,7 +89,8 @@ fn of_target(rest: &[u8]) -> Option<Spoken> {
         .get(..scheme.len())
         .is_some_and(|part| part.eq_ignore_ascii_case(scheme));
     match target {
-        [b'/', ..] => of_line(rest),
+        // `OPTIONS *` asks about the server as a whole.
+        [b'/' | b'*', ..] => of_line(rest),
         _ if is_scheme => of_line(rest),
         _ => Some(Spoken::Other),
     }
@@ -161,7 +164,7 @@ impl<S: AsyncRead + Unpin> Detecting<S> {
     }
 
     /// Like [`Self::spoken`] for a caller that nobody trusts; `None` if it says nothing within
-    /// [`SILENCE`]. What could become a request is never taken for anything else, however slowly it
+    /// [`SILENCE`]. What [`may_become_http`] is never taken for anything else, however slowly it
     /// comes.
     ///
     /// # Errors
@@ -353,6 +356,9 @@ mod tests {
             (b"83 <34>1 2003", Some(Spoken::Other)),
             (b"get  / HTTP/1.1\r\n", Some(Spoken::Http1)),
             (b"get http", None),
+            (b"options * HTTP/1.1\r\n", Some(Spoken::Http1)),
+            (b"options *", None),
+            (b"copy * here\r\n", Some(Spoken::Other)),
             (b"get hello", Some(Spoken::Other)),
             (&[b'\n'; 17], Some(Spoken::Http1)),
             (b"get", None),

@@ -139,8 +139,9 @@ fn let_out(proxy: &Proxy, to: &Facts) {
 
 /// The port is declared to speak HTTP: anything else is refused.
 async fn must_be_http(proxy: &Arc<Proxy>, stream: AppStream, facts: Facts, wanted: Wanted) {
-    let Ok((spoken, stream)) = detect(stream, PATIENCE).await else {
-        return;
+    let (spoken, stream) = match detect(stream, PATIENCE).await {
+        Ok(detected) => detected,
+        Err(error) => return undetected(proxy, &facts, &error.into()),
     };
     if spoken == Spoken::Other {
         count(proxy, "protocol");
@@ -173,12 +174,18 @@ async fn found_out(proxy: &Arc<Proxy>, stream: AppStream, facts: Facts, wanted: 
 
 /// Nobody can tell what the app speaks: nothing of it is sent.
 fn undetected(proxy: &Proxy, facts: &Facts, why: &Undetected) {
-    if let Undetected::Unfinished(_) = why {
-        proxy.late.count(facts, Outcome::Unfinished);
-        count(proxy, "unfinished");
-        let record = Record::of(facts).refused("network", why.to_string());
-        proxy.access_log.write(&record);
-    }
+    count(
+        proxy,
+        match why {
+            Undetected::Io(_) => "io",
+            Undetected::Unfinished(_) => {
+                proxy.late.count(facts, Outcome::Unfinished);
+                "unfinished"
+            }
+        },
+    );
+    let record = Record::of(facts).refused("network", why.to_string());
+    proxy.access_log.write(&record);
 }
 
 /// What a connection is for, as far as it is known without the directory.

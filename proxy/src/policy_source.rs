@@ -48,11 +48,30 @@ pub(crate) async fn follow(
     };
     let Some(own) = own else { return };
     let (sender, mut told) = watch::channel(Told::None);
-    if let Some(socket) = sources.agent.clone() {
-        tokio::spawn(agent::follow(socket, sender));
-        // Its first word: before it there is nothing to read.
-        let _ = told.wait_for(Option::is_some).await;
+    let agent = sources.agent.clone();
+    let read = async {
+        if sources.agent.is_some() {
+            // Its first word: before it there is nothing to read.
+            let _ = told.wait_for(Option::is_some).await;
+        }
+        read(&sources, own, &reload, &current, &metrics, told).await;
+    };
+    // In one task: a panic of either is one of this.
+    match agent {
+        Some(socket) => drop(tokio::join!(agent::follow(socket, sender), read)),
+        None => read.await,
     }
+}
+
+/// Reads the sources whenever they look different, for ever.
+async fn read(
+    sources: &PolicySources,
+    own: TrustDomain,
+    reload: &Reload,
+    current: &watch::Sender<Option<Arc<PolicySet>>>,
+    metrics: &Metrics,
+    mut told: watch::Receiver<Told>,
+) {
     let mut watch = Watch::default();
     let mut every = interval(LOOK_EVERY);
     let mut is_asked = false;
@@ -66,7 +85,7 @@ pub(crate) async fn follow(
             }
         }
         let told = told.borrow_and_update().clone();
-        let looks = Looks::of(&sources, told.clone());
+        let looks = Looks::of(sources, told.clone());
         match watch.look(&looks) {
             Look::Same => continue,
             // What the agent tells is whole; a folder may be written to at this moment.
@@ -159,12 +178,20 @@ impl Looks {
 
 /// Reads the folders that are named, once. Of what an agent would tell nothing is known.
 pub(crate) fn check(sources: &PolicySources) -> anyhow::Result<()> {
-    if sources.policies == DocumentSource::Agent {
-        return Ok(());
-    }
     // The own one is known with the identity; to Istio's policies it is this one, whatever it is.
     let trust_domain = TrustDomain::parse("cluster.local")?;
-    load(sources, None, trust_domain).map(drop)
+    match (&sources.policies, &sources.workloads) {
+        (DocumentSource::Agent, Some(folder @ DocumentSource::Directory(_))) => {
+            let alone = PolicySources {
+                policies: folder.clone(),
+                workloads: None,
+                ..sources.clone()
+            };
+            load(&alone, None, trust_domain).map(drop)
+        }
+        (DocumentSource::Agent, _) => Ok(()),
+        _ => load(sources, None, trust_domain).map(drop),
+    }
 }
 
 fn load(

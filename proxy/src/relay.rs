@@ -51,6 +51,12 @@ pub(crate) fn too_silent(idle: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
+/// Did a connection end because nothing moved on it? That an end has not answered the kernel for too long has
+/// the same kind, and a number of the kernel's.
+pub(crate) fn is_too_silent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
+}
+
 /// What passed, each way.
 #[derive(Debug)]
 pub(crate) struct Passed {

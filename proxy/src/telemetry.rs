@@ -56,7 +56,7 @@ pub fn start_log() -> anyhow::Result<(postern_lines::Guard, LogFilter)> {
     Ok((lines.until_dropped(), filter))
 }
 
-/// Begins to write the log. Called when the walls are up, which bind threads that are started later.
+/// Begins to write the log. Called before the walls go up, which bind threads that are started later.
 ///
 /// # Errors
 /// The system has no thread left.

@@ -166,8 +166,8 @@ impl World {
     pub fn is_revoked(&self, folder: &str) -> anyhow::Result<bool> {
         let agent = binaries()?.join("postern-agent");
         let line = format!(
-            "{} api fetch -output json -socketPath public/agent.sock | jq -r '.crl[]' > lists; [ -s lists ] || exit 0; \
-             : > lists.pem; while read list; do \
+            "set -e; {} api fetch -output json -socketPath public/agent.sock > fetched; \
+             jq -r '.crl[]' < fetched > lists; [ -s lists ] || exit 0; : > lists.pem; while read list; do \
              echo $list | base64 -d | openssl crl -inform DER >> lists.pem; done < lists; \
              openssl verify -crl_check -CAfile {folder}/bundle.0.pem -untrusted {folder}/svid.0.pem \
              -CRLfile lists.pem {folder}/svid.0.pem",
@@ -183,7 +183,7 @@ impl World {
         let is_revoked = said.contains("certificate revoked");
         anyhow::ensure!(
             output.status.success() || has_no_list || is_revoked,
-            "openssl says something else: {said}"
+            "the lists cannot be had, or openssl says something else: {said}"
         );
         Ok(is_revoked)
     }

@@ -73,7 +73,12 @@ impl Sockets {
         let socket = self.left.remove(index);
         // A runtime waits for sockets itself. A listening socket takes that mode.
         let made = SockRef::from(&socket.descriptor).set_nonblocking(true);
-        made.is_ok().then_some(socket)
+        if made.is_err() {
+            // One that cannot be used is one that is left.
+            self.left.push(socket);
+            return None;
+        }
+        Some(socket)
     }
 
     /// Everything was asked for that the daemon has a use for: what is left does not fit.

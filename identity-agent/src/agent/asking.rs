@@ -18,8 +18,11 @@ use postern_policies::{
 
 use super::{Agent, watching::Looked};
 use crate::{
-    attest::{Pod, procfs, reading::read_as},
-    caller::{PinnedProcess, ProcFolder},
+    attest::{
+        Pod, procfs,
+        reading::{Lack, known, read_as},
+    },
+    caller::{PinError, PinnedProcess, ProcFolder},
     drift::{
         self, Connection, Kind, Now, Parent, Program, Scan, Seen, Sighting, Socket, Standing,
         is_asked, process::Happened,
@@ -106,7 +109,7 @@ impl Agent {
                 // Was told before.
                 Event::Lost(_) => continue,
             };
-            let Ok(process) = PinnedProcess::by_number(*pid) else {
+            let Some(process) = self.pinned(*pid) else {
                 continue;
             };
             let Some((pod, standing)) = self.place(&process) else {
@@ -151,26 +154,57 @@ impl Agent {
         if !self.drift.is_member(parent) {
             return;
         }
-        let stat = read_as(&ProcFolder::of(child).join("stat"), procfs::stat);
+        let stat = known(read_as(&ProcFolder::of(child).join("stat"), procfs::stat));
         // Read after the child: who has the number then has had it since before.
-        let parent = Parent::now(parent);
-        if let (Ok(stat), Ok(parent)) = (stat, parent) {
+        let parent = self.looked(Parent::now(parent).map(Some));
+        if let (Some(stat), Some(parent)) = (self.looked(stat), parent) {
             self.drift.forked(parent, child, stat.started, Now::read());
         }
+    }
+
+    /// The process of a number; none when it has ended.
+    fn pinned(&self, pid: i32) -> Option<PinnedProcess> {
+        self.looked(match PinnedProcess::by_number(pid) {
+            Err(PinError::Lack(lack)) => Err(lack),
+            process => Ok(process.ok()),
+        })
+    }
+
+    /// What was found of an event. What the agent lacked to look is told and counted, and makes of the event one
+    /// that was lost.
+    fn looked<T>(&self, found: Result<Option<T>, Lack>) -> Option<T> {
+        found.unwrap_or_else(|lack| {
+            self.lacks(&lack);
+            self.has_lost(Source::Queue);
+            None
+        })
+    }
+
+    /// The same of what was read of a pinned process.
+    fn read<T>(
+        &self,
+        process: &PinnedProcess,
+        look: impl FnOnce(&ProcFolder) -> Result<Option<T>, Lack>,
+    ) -> Option<T> {
+        self.looked(match process.read(look) {
+            Ok(found) => found,
+            Err(PinError::Lack(lack)) => Err(lack),
+            Err(_) => Ok(None),
+        })
     }
 
     /// The watched pod of a process, and its rights and surroundings: the pod that it lives in, or has left.
     fn place(&self, process: &PinnedProcess) -> Option<(Pod, Option<Standing>)> {
         let look = |folder: &ProcFolder| {
-            let pod = self.attestors.pod(folder).ok();
+            let pod = known(self.attestors.pod(folder))?;
             let is_asked = pod.is_some_and(|pod| self.asking.is_asked(pod));
             let standing = match is_asked || self.drift.may_be_known(process.pid(), folder) {
-                true => Standing::of(folder).ok().flatten(),
+                true => Standing::of(folder)?,
                 false => None,
             };
-            (pod.filter(|_| is_asked), standing)
+            Ok(Some((pod.filter(|_| is_asked), standing)))
         };
-        let (pod, standing) = process.read(look).ok()?;
+        let (pod, standing) = self.read(process, look)?;
         let of = standing.as_ref();
         let left = of.and_then(|standing| self.drift.was_in(process.pid(), standing));
         let has_left = |left: &Pod| pod.is_none_or(|pod| drift::is_other_place(*left, pod));
@@ -203,7 +237,7 @@ impl Agent {
     /// Somebody traces a process: a deviation of the pods of both.
     fn judge_tracer(&self, traced: i32, tracer: i32, set: &PolicySet, hits: &mut Hits) {
         let pod = |pid: i32| {
-            let process = PinnedProcess::by_number(pid).ok()?;
+            let process = self.pinned(pid)?;
             self.place(&process).map(|(pod, _)| pod)
         };
         let pods: HashSet<Pod> = [traced, tracer].into_iter().filter_map(pod).collect();
@@ -219,8 +253,7 @@ impl Agent {
         }
     }
 
-    /// Compares the program of a process with baselines. What cannot be looked at is found by the next
-    /// look, or not any more.
+    /// Compares the program of a process with baselines.
     fn judge_program(
         &self,
         workloads: &[&Workload],
@@ -241,7 +274,7 @@ impl Agent {
             true => Ok(None),
             false => self.drift.program(&self.attestors, folder, with_digests),
         };
-        let Ok(Ok(Some(program))) = process.read(look) else {
+        let Some(program) = self.read(process, look) else {
             return;
         };
         for (name, executables) in baselines {
@@ -292,7 +325,7 @@ impl Agent {
         socket: Option<Socket>,
         hits: &mut Hits,
     ) {
-        let Ok(process) = PinnedProcess::by_number(one.pid) else {
+        let Some(process) = self.pinned(one.pid) else {
             return;
         };
         if seen(&process).is_none_or(|now| now.started != one.started) {

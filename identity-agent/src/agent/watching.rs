@@ -21,7 +21,7 @@ use crate::{
     caller::{PinnedProcess, ProcFolder},
     drift::{self, Deviation, InPod, Kind, Learnt, Now, Sighting, Wanted, deviations, is_asked},
     monitor::Source,
-    telemetry::DRIFT_LIST,
+    telemetry::{DRIFT_GROUNDS, DRIFT_LIST},
 };
 
 /// What came of a look at some pods.
@@ -31,7 +31,7 @@ pub(super) struct Looked {
     pub(super) withdrawn: HashSet<(WorkloadName, Pod)>,
     /// Why not everything was seen; nothing is taken back for that.
     pub(super) lack: Option<Lack>,
-    /// All pods there are, if all processes were seen.
+    /// All pods there are, if it is known of all processes where they live.
     present: Option<HashSet<Pod>>,
 }
 
@@ -164,6 +164,9 @@ impl Agent {
             .iter_mut()
             .map(|(pod, seen)| (*pod, self.drift.changed(*pod, seen, is_whole, Now::read())))
             .collect();
+        if self.drift.is_full() {
+            self.metrics.reached(DRIFT_GROUNDS);
+        }
         let mut revoked = false;
         for (workload, pod) in watched {
             let seen = scan.seen.get(pod);
@@ -178,7 +181,7 @@ impl Agent {
             );
             revoked |= self.answer(workload, *pod, found, now, &mut looked);
         }
-        looked.present = scan.lack.is_none().then_some(scan.present);
+        looked.present = (!scan.hides_pods).then_some(scan.present);
         looked.lack = scan.lack;
         if revoked {
             self.announce();

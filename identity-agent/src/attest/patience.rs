@@ -16,7 +16,10 @@ use std::{
 
 use rustix::fs::{major, minor};
 
-use super::reading::Lack;
+use super::{
+    procfs,
+    reading::{Lack, known, read_as},
+};
 
 /// Has something looked at that may never answer, and waits for a while.
 ///
@@ -50,9 +53,13 @@ pub(super) enum What {
 impl Lane {
     /// That of a process, by its folder under `/proc` or that of a thread of it.
     pub(super) fn of(folder: &Path, device: u64, what: What) -> Result<Self, Lack> {
-        use std::os::unix::fs::MetadataExt as _;
+        // Its own word, and not whose folder it is: who may not be traced has a folder of root's.
+        let status = known(read_as(&folder.join("status"), procfs::status))?;
         // Of one that has ended nothing more is to be had, whoever's it was.
-        let uid = super::reading::known(folder.metadata())?.map_or(0, |found| found.uid());
+        let uid = status.map_or(0, |status| {
+            let [_, effective, ..] = status.uids;
+            effective
+        });
         Ok(Self { uid, device, what })
     }
 

@@ -159,11 +159,14 @@ pub(crate) fn is_there(folder: &ProcFolder, path: PathBuf) -> Result<bool, Lack>
         return Ok(false);
     };
     let lane = Lane::of(&folder.join(""), device, What::Names)?;
-    patiently(lane, move || match open(&path, ResolveFlags::empty()) {
-        // An older kernel or sandbox does not know the call.
-        Err(Errno::NOSYS | Errno::PERM) => fs::symlink_metadata(&path).is_ok(),
-        found => found.is_ok(),
-    })
+    patiently(lane, move || {
+        let found = match open(&path, ResolveFlags::empty()) {
+            // An older kernel or sandbox does not know the call.
+            Err(Errno::NOSYS | Errno::PERM) => fs::symlink_metadata(&path).map(drop),
+            found => found.map(drop).map_err(io::Error::from),
+        };
+        Ok(known(found.map_err(ReadError::from))?.is_some())
+    })?
 }
 
 /// Does a process live in the agent's own user namespace? One that may not be looked at does not.

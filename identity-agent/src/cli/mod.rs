@@ -384,7 +384,29 @@ Options may be written with one dash or two. Exit codes: 0 yes, 1 no or failed, 
 mod tests {
     use clap::CommandFactory as _;
 
-    use super::{Arguments, with_two_dashes};
+    use super::{Arguments, socket_path, with_two_dashes};
+
+    #[test]
+    fn a_socket_is_a_path_or_a_url_of_one() {
+        for (text, path) in [
+            ("/run/a.sock", "/run/a.sock"),
+            ("a.sock", "a.sock"),
+            ("./a:b", "./a:b"),
+            ("unix:///run/a.sock", "/run/a.sock"),
+            ("unix:/run/a.sock", "/run/a.sock"),
+        ] {
+            assert_eq!(socket_path(text).unwrap().to_str(), Some(path), "{text}");
+        }
+        for text in [
+            "unix://run/a.sock",
+            "unix:a.sock",
+            "unix:///run/a.sock?x",
+            "unix:///run/a.sock#x",
+            "tcp://127.0.0.1:80",
+        ] {
+            assert!(socket_path(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn every_command_has_examples_that_parse() {

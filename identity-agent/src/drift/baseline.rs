@@ -22,8 +22,8 @@ pub struct InPod {
     pub written: Vec<(i32, String)>,
     /// The rights and surroundings of its processes, and of those that have left its network.
     pub standings: Vec<(i32, Standing)>,
-    /// What is mounted, by who sees it.
-    pub(super) views: Vec<(i32, View, BTreeSet<String>)>,
+    /// What is mounted, by who sees it; none where that cannot be read.
+    pub(super) views: Vec<(i32, View, Option<BTreeSet<String>>)>,
 }
 
 impl InPod {

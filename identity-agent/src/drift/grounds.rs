@@ -148,7 +148,10 @@ impl Grounds {
             return Vec::new();
         }
         let Some(mut own) = self.origin(pod, pid, seen, now.instant) else {
-            self.remember(pid, Member::from_outside(pod, seen, now.instant));
+            let mut first = Member::from_outside(pod, seen, now.instant);
+            // The second program is the one that it was made ready for.
+            first.is_from_outside = self.member(pid, seen.started).is_none();
+            self.remember(pid, first);
             return traced(seen).into_iter().collect();
         };
         let mut found: Vec<Sighting> = own.grown(pid, seen).into_iter().collect();
@@ -178,7 +181,7 @@ impl Grounds {
     pub(super) fn judge_mounts(
         &mut self,
         pod: Pod,
-        views: Vec<(i32, View, BTreeSet<String>)>,
+        views: Vec<(i32, View, Option<BTreeSet<String>>)>,
         is_whole: bool,
         now: Instant,
     ) -> Vec<Sighting> {
@@ -192,6 +195,12 @@ impl Grounds {
         }
         let mut of_pod = self.tables.keys().filter(|(of, _)| *of == pod).count();
         for (pid, view, mounts) in views {
+            // What was known of it stays: it is compared with that as soon as it can be read again.
+            let Some(mounts) = mounts else {
+                let what = "mounts that cannot be read".to_owned();
+                found.push(sighting(Kind::Mount, what, pid));
+                continue;
+            };
             let key = (pod, view);
             let known = self.tables.get(&key);
             let unfinished_until = match known {
@@ -227,6 +236,11 @@ impl Grounds {
             }
         }
         found
+    }
+
+    /// Is there more than is remembered? What is beyond is not compared with what it was.
+    pub(super) fn are_full(&self) -> bool {
+        self.members.len() >= MAX_MEMBERS || self.tables.len() >= MAX_TABLES
     }
 
     /// A pod has ended.
@@ -505,17 +519,19 @@ mod tests {
         ready.program = "/bin/probe".into();
         ready.namespaces = [8; NAMESPACES.len()];
         check(&mut grounds, 20, &ready, &[]);
+        ready.program = "/bin/other".into();
+        ready.rights = ROOT;
+        let found = grounds.judge(POD, 20, &ready, now(9));
+        assert_eq!(found.len(), 1, "it has run a program there");
+        // One that takes too long has not been made ready.
+        let mut grounds = of(NOBODY);
+        check(&mut grounds, 20, &standing(9, 1, NOBODY), &[]);
         let late = Now {
             instant: Instant::now() + MADE_READY_IN + Duration::from_secs(1),
             ticks: 9,
         };
-        ready.program = "/bin/other".into();
-        ready.rights = ROOT;
-        assert_eq!(
-            grounds.judge(POD, 20, &ready, late).len(),
-            1,
-            "not for ever"
-        );
+        let found = grounds.judge(POD, 20, &ready, late);
+        assert_eq!(found.len(), 1, "not for ever");
     }
 
     #[test]
@@ -532,6 +548,8 @@ mod tests {
         let late = Instant::now() + MADE_READY_IN;
         assert!(!grounds.may_be_entering(20, &outside, late), "for too long");
         outside.program = "/bin/other".into();
+        assert!(!grounds.may_be_entering(20, &outside, Instant::now()));
+        assert_eq!(grounds.judge(POD, 20, &outside, now(9)), []);
         assert!(!grounds.may_be_entering(20, &outside, Instant::now()));
     }
 
@@ -575,7 +593,8 @@ mod tests {
         let mut grounds = Grounds::default();
         let now = Instant::now();
         let mut judge = |view, all: &[&str], now| {
-            let found = grounds.judge_mounts(POD, vec![(10, view, table(all))], false, now);
+            let seen = vec![(10, view, Some(table(all)))];
+            let found = grounds.judge_mounts(POD, seen, false, now);
             found.into_iter().map(|one| one.what).collect::<Vec<_>>()
         };
         let none: [&str; 0] = [];
@@ -589,12 +608,27 @@ mod tests {
     }
 
     #[test]
+    fn mounts_that_cannot_be_read_deviate_and_what_was_known_of_them_stays() {
+        let mut grounds = Grounds::default();
+        let now = Instant::now();
+        let mut judge = |all: Option<&str>| {
+            let seen = vec![(10, (1, 1, 1), all.map(|one| [one.to_owned()].into()))];
+            let found = grounds.judge_mounts(POD, seen, true, now);
+            found.into_iter().map(|one| one.what).collect::<Vec<_>>()
+        };
+        assert!(judge(Some("a")).is_empty());
+        assert_eq!(judge(None), ["mounts that cannot be read"]);
+        assert_eq!(judge(Some("b")), ["b", "a is gone"]);
+        assert!(judge(Some("a")).is_empty());
+    }
+
+    #[test]
     fn who_makes_views_without_end_is_told_and_costs_no_more_for_it() {
         let mut grounds = Grounds::default();
         let now = Instant::now();
         let views = |from: u64, number: u64| {
-            let all =
-                (from..from + number).map(|namespace| (10, (namespace, 1, 1), BTreeSet::new()));
+            let all = (from..from + number)
+                .map(|namespace| (10, (namespace, 1, 1), Some(BTreeSet::new())));
             all.collect::<Vec<_>>()
         };
         let most = u64::try_from(MAX_TABLES_OF_POD).unwrap();

@@ -3,20 +3,21 @@
 //! What was written in a container lies in the upper layer of its overlay, under the same path. A file of
 //! the image that was only renamed or given other permissions lies there too, and counts as written.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::standing;
 use crate::{
     attest::{
-        read_text,
-        reading::{Lack, ReadError, known},
+        posture::{host, mountinfo},
+        reading::{Lack, ReadError},
         unix,
     },
     caller::ProcFolder,
 };
 
-/// Was the program of a process, at this path seen from its root, written since its container was made?
-/// Not where nobody can tell: its root is no overlay, or its layers are out of the agent's reach.
+/// Was the program of a process, at this path seen from its root, written since its container was made? So it
+/// counts where the mounts cannot be read. Not where nobody can tell: its root is no overlay, or its layers are
+/// out of the agent's reach.
 ///
 /// # Errors
 /// The agent lacks something to look.
@@ -24,8 +25,18 @@ pub(super) fn is_changed(folder: &ProcFolder, path: &Path) -> Result<bool, Lack>
     if standing::namespace_of_container(folder)?.is_none() {
         return Ok(false);
     }
-    let mounts = known(read_text(&folder.join("mountinfo")).map_err(ReadError::from))?;
-    let Some(upper) = mounts.as_deref().and_then(upper_layer) else {
+    let text = match host::table(folder) {
+        Ok(text) => text,
+        Err(ReadError::Absent) => return Ok(false),
+        Err(ReadError::Refused) => return Ok(true),
+        Err(ReadError::Lack(lack)) => return Err(lack),
+    };
+    let Some(mounts) = mountinfo::parse(&text) else {
+        return Ok(true);
+    };
+    // What was mounted last is what is seen.
+    let root = mounts.iter().rfind(|mount| mount.point == "/");
+    let Some(upper) = root.and_then(mountinfo::Mount::upper_layer) else {
         return Ok(false);
     };
     let file = upper.join(path.strip_prefix("/").unwrap_or(path));
@@ -34,32 +45,12 @@ pub(super) fn is_changed(folder: &ProcFolder, path: &Path) -> Result<bool, Lack>
     Ok(unix::is_there(folder, file)? || unix::is_there(folder, of_engine)?)
 }
 
-/// The folder of an overlay in which what was written lies, from `mountinfo`; of the mount that is `/`.
-pub(super) fn upper_layer(mounts: &str) -> Option<PathBuf> {
-    let mut all = mounts.lines().rev();
-    let root = all.find(|line| line.split(' ').nth(4) == Some("/"))?;
-    let (_, rest) = root.split_once(" - ")?;
-    let mut rest = rest.split(' ');
-    if rest.next() != Some("overlay") {
-        return None;
-    }
-    let options = rest.nth(1)?;
-    let mut options = options.split(',');
-    options
-        .find_map(|one| one.strip_prefix("upperdir="))
-        .map(PathBuf::from)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Path, ProcFolder, is_changed, upper_layer};
+    use super::{Path, ProcFolder, is_changed};
 
     #[test]
-    fn the_upper_layer_of_a_root_is_found() {
-        let overlay = "1 2 0:5 / / rw - overlay overlay rw,lowerdir=/l,upperdir=/u/d,workdir=/w\n";
-        assert_eq!(upper_layer(overlay).unwrap().to_str(), Some("/u/d"));
-        assert!(upper_layer("1 2 0:5 / / rw - ext4 /dev/vda rw,upperdir=/u\n").is_none());
-        assert!(upper_layer("1 2 0:5 / /a rw - overlay overlay rw,upperdir=/u\n").is_none());
+    fn nothing_is_written_in_the_container_of_who_is_in_none() {
         assert_eq!(
             is_changed(&ProcFolder::own(), Path::new("/nowhere")),
             Ok(false)

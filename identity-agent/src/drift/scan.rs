@@ -50,6 +50,8 @@ pub struct Scan {
     pub seen: BTreeMap<Pod, InPod>,
     /// All pods that have a process, asked for or not.
     pub present: HashSet<Pod>,
+    /// Is there a process of which nobody knows where it lives?
+    pub hides_pods: bool,
     /// Why there may be more: the agent lacked something to look at one, or at all.
     pub lack: Option<Lack>,
 }
@@ -76,6 +78,8 @@ struct Found {
 enum Place {
     /// In one of the pods, running this.
     Member { pod: Pod, program: Program },
+    /// In one of the pods, running what cannot be looked at for now.
+    Unseen { pod: Pod, lack: Lack },
     /// In none by its namespaces, which it may have made itself or which may not be looked at.
     Apart,
     /// In none.
@@ -106,7 +110,7 @@ impl<'a> Scanner<'a> {
         let numbers = match numbers() {
             Ok(numbers) => numbers,
             Err(lack) => {
-                scan.lack = Some(lack);
+                (scan.lack, scan.hides_pods) = (Some(lack), true);
                 return scan;
             }
         };
@@ -115,7 +119,7 @@ impl<'a> Scanner<'a> {
             match pinned(pid, |folder| self.look_at(folder)) {
                 Ok(found) => all.extend(found.map(|found| (pid, found))),
                 // What the others do is known all the same.
-                Err(lack) => scan.lack = Some(lack),
+                Err(lack) => (scan.lack, scan.hides_pods) = (Some(lack), true),
             }
         }
         let apart = all
@@ -149,8 +153,10 @@ impl<'a> Scanner<'a> {
         }
         for (pid, found) in all {
             scan.present.extend(found.pod);
-            if let Place::Member { pod, program } = found.place {
-                scan.add(pod, pid, &found.stat, program);
+            match found.place {
+                Place::Member { pod, program } => scan.add(pod, pid, &found.stat, program),
+                Place::Unseen { lack, .. } => scan.lack = Some(lack),
+                Place::Apart | Place::Elsewhere => {}
             }
         }
         let mut lack = None;
@@ -199,7 +205,7 @@ impl<'a> Scanner<'a> {
         let mut all: Vec<(i32, Open)> = Vec::new();
         let mut table: Option<Vec<Socket>> = None;
         let mut standings: Vec<(i32, Standing)> = Vec::new();
-        let mut views: Vec<(i32, View, BTreeSet<String>)> = Vec::new();
+        let mut views: Vec<(i32, View, Option<BTreeSet<String>>)> = Vec::new();
         for one in &seen.processes {
             let looked = pinned(one.pid, |folder| {
                 let stat = known(read_as(&folder.join("stat"), procfs::stat))?;
@@ -209,7 +215,7 @@ impl<'a> Scanner<'a> {
                 if with_standings && let Some(standing) = Standing::of(folder)? {
                     if let Some(view) = standing::view(folder)?
                         && !views.iter().any(|(_, known, _)| *known == view)
-                        && let Some(mounts) = standing::mounts(folder)?
+                        && let Some(mounts) = known(standing::mounts(folder))?
                     {
                         views.push((one.pid, view, mounts));
                     }
@@ -271,18 +277,16 @@ impl<'a> Scanner<'a> {
                 };
                 return Ok(Some(Found { stat, pod, place }));
             };
-            let found = |program| Found {
-                stat,
-                pod,
-                place: Place::Member {
-                    pod: asked,
-                    program,
-                },
+            let found = |place| Found { stat, pod, place };
+            let member = |program| Place::Member {
+                pod: asked,
+                program,
             };
-            if let Some(program) = self.program(&folder)? {
-                return Ok(Some(found(program)));
+            match self.program(&folder) {
+                Ok(Some(program)) => return Ok(Some(found(member(program)))),
+                Ok(None) => restless = Some(found(member(Program::Unreadable))),
+                Err(lack) => return Ok(Some(found(Place::Unseen { pod: asked, lack }))),
             }
-            restless = Some(found(Program::Unreadable));
         }
         // Who becomes another one all the time does not escape by it.
         Ok(restless)
@@ -373,7 +377,7 @@ fn pod_of_ancestor(all: &HashMap<i32, Found>, found: &Found) -> Option<Pod> {
         if parent.stat.started > child.stat.started {
             return None;
         }
-        if let Place::Member { pod, .. } = parent.place {
+        if let Place::Member { pod, .. } | Place::Unseen { pod, .. } = parent.place {
             return Some(pod);
         }
         child = parent;

@@ -14,7 +14,10 @@ use std::{
 use postern_policies::decide::Protocol;
 
 use crate::{
-    attest::reading::{Lack, known},
+    attest::{
+        read_text,
+        reading::{Lack, known},
+    },
     caller::ProcFolder,
 };
 
@@ -79,8 +82,14 @@ impl Open {
         let Some(all) = known(fs::read_dir(folder.join("fd")))? else {
             return Ok(open);
         };
-        for entry in all.flatten().take(MAX_DESCRIPTORS) {
-            let Ok(target) = fs::read_link(entry.path()) else {
+        for (number, entry) in all.enumerate() {
+            if number >= MAX_DESCRIPTORS {
+                return Err(Lack::of("all of more than 65,536 descriptors"));
+            }
+            let Some(entry) = known(entry)? else {
+                continue;
+            };
+            let Some(target) = known(fs::read_link(entry.path()))? else {
                 continue;
             };
             let Some(target) = target.to_str() else {
@@ -91,7 +100,7 @@ impl Open {
                 .and_then(|rest| rest.strip_suffix(']'));
             if let Some(inode) = inode.and_then(|inode| inode.parse().ok()) {
                 open.sockets.push(inode);
-            } else if with_files && is_file(target) && is_for_writing(folder, &entry.file_name()) {
+            } else if with_files && is_file(target) && is_for_writing(folder, &entry.file_name())? {
                 open.written.push(target.to_owned());
             }
         }
@@ -107,12 +116,11 @@ fn is_file(target: &str) -> bool {
         && !target.starts_with("/memfd:")
 }
 
-fn is_for_writing(folder: &ProcFolder, number: &std::ffi::OsStr) -> bool {
-    let path = folder.join("fdinfo").join(number);
-    let text = fs::read_to_string(path).unwrap_or_default();
+fn is_for_writing(folder: &ProcFolder, number: &std::ffi::OsStr) -> Result<bool, Lack> {
+    let text = known(read_text(&folder.join("fdinfo").join(number)))?.unwrap_or_default();
     let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
     let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
-    flags.is_some_and(|flags| flags & (O_WRONLY | O_RDWR) != 0)
+    Ok(flags.is_some_and(|flags| flags & (O_WRONLY | O_RDWR) != 0))
 }
 
 /// The sockets of the network namespace that a process lives in.
@@ -196,8 +204,12 @@ fn read(path: &Path) -> Result<String, Lack> {
     let Some(file) = known(fs::File::open(path))? else {
         return Ok(text);
     };
-    known(file.take(MAX_TABLE_BYTES).read_to_string(&mut text))?;
-    Ok(text)
+    let read = known(file.take(MAX_TABLE_BYTES).read_to_string(&mut text))?;
+    match read.and_then(|bytes| u64::try_from(bytes).ok()) {
+        // Who has more hides behind them.
+        Some(MAX_TABLE_BYTES) => Err(Lack::of("all of a table of more than 8 MiB of sockets")),
+        _ => Ok(text),
+    }
 }
 
 const TABLES: [(&str, Protocol); 4] = [

@@ -8,7 +8,7 @@ use super::Now;
 
 use crate::{
     attest::{
-        posture::mountinfo,
+        posture::{host, mountinfo},
         procfs::{self, Stat},
         read_text,
         reading::{Lack, ReadError, inode, known, place_in_memory, read_as},
@@ -179,13 +179,16 @@ pub(super) fn namespace_of_container(folder: &ProcFolder) -> Result<Option<u64>,
     Ok(Some(own))
 }
 
-/// The mounts that a process sees, each in words; none where they cannot be read.
+/// The mounts that a process sees, each in words; none where they cannot be read though the process is there.
 ///
 /// # Errors
-/// The agent lacks something to look.
-pub(super) fn mounts(folder: &ProcFolder) -> Result<Option<BTreeSet<String>>, Lack> {
-    let text = known(read_text(&folder.join("mountinfo")).map_err(ReadError::from))?;
-    let all = text.as_deref().and_then(mountinfo::parse);
+/// The process has ended, or the agent lacks something to look.
+pub(super) fn mounts(folder: &ProcFolder) -> Result<Option<BTreeSet<String>>, ReadError> {
+    let text = match host::table(folder) {
+        Err(ReadError::Refused) => return Ok(None),
+        text => text?,
+    };
+    let all = mountinfo::parse(&text);
     Ok(all.map(|all| all.iter().map(ToString::to_string).collect()))
 }
 
@@ -202,7 +205,7 @@ pub(super) fn is_of_elsewhere(folder: &ProcFolder) -> bool {
     let Some(exe) = exe.ok().filter(has_told) else {
         return false;
     };
-    let text = read_text(&folder.join("mountinfo"));
+    let text = host::table(folder);
     let Some(mounts) = text.as_deref().ok().and_then(mountinfo::parse) else {
         return false;
     };

@@ -12,7 +12,11 @@ use std::{
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use futures_util::future::join_all;
 use postern_policies::Options;
-use tokio::{sync::Notify, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::Notify,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 
 use super::{
     Kind, Server, Snapshot,
@@ -102,6 +106,8 @@ impl Followed {
 
     /// What is known was put into force, or refused.
     fn taken(&self, outcome: Result<(), String>) {
+        let in_force = &self.metrics.kubernetes_in_force;
+        in_force.set(i64::from(outcome.is_ok()));
         {
             let mut not_in_force = self.not_in_force();
             match outcome {
@@ -218,25 +224,40 @@ fn label(kind: Kind) -> KindLabel {
 }
 
 /// Follows all kinds, for ever. `news` is called with each state that is whole, and says why it is not in
-/// force if it is not; the next one is made when it has returned.
+/// force if it is not; the next one is made when it has returned. What is not in force is tried again, and
+/// `refused` told why, once for each reason.
 pub async fn follow<F: Future<Output = Result<(), String>>>(
     followed: Arc<Followed>,
     news: impl Fn(Snapshot) -> F,
+    refused: impl Fn(&str),
 ) {
     let kinds = Kind::ALL.map(|kind| Reflector::of(kind, followed.clone()).run());
     let tell = async {
+        let mut told = None;
         loop {
-            followed.changed.notified().await;
+            let changed = followed.changed.notified();
+            match told {
+                None => changed.await,
+                // Files and databases may be readable again, and nobody else says so.
+                Some(_) => drop(timeout(TRIED_AGAIN_IN, changed).await),
+            }
             // What comes together is told together.
             sleep(SETTLES_IN).await;
             let known = followed.clone();
-            match spawn_blocking(move || known.snapshot()).await {
-                Ok(Some(snapshot)) => followed.taken(news(snapshot).await),
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::error!(%error, "what the API server has could not be put together")
-                }
+            let outcome = match spawn_blocking(move || known.snapshot()).await {
+                Ok(Some(snapshot)) => news(snapshot).await,
+                Ok(None) => continue,
+                Err(error) => Err(format!(
+                    "what the API server has could not be put together: {error}"
+                )),
+            };
+            let why = outcome.as_ref().err().cloned();
+            if let Some(why) = why.as_ref().filter(|why| told.as_ref() != Some(*why)) {
+                followed.metrics.reloads_failed.inc();
+                refused(why);
             }
+            told = why;
+            followed.taken(outcome);
         }
     };
     tokio::join!(join_all(kinds), tell);
@@ -453,6 +474,9 @@ fn random() -> u8 {
 
 /// Pods come and go in swarms.
 const SETTLES_IN: Duration = Duration::from_millis(200);
+
+/// How soon what was refused is tried again without any news.
+const TRIED_AGAIN_IN: Duration = Duration::from_secs(10);
 
 /// A watch lives so long, and up to twice as long.
 const WATCH_TIME: Duration = Duration::from_secs(300);

@@ -209,10 +209,15 @@ impl Registry {
         )?;
         self.replace(next);
         kept.cluster.tell(left_out);
-        let replaced = kept.cluster.replaced_by(&snapshot);
-        kept.cluster.known = Some(snapshot);
+        Ok(self.is_in_force(&mut kept.cluster, snapshot))
+    }
+
+    /// This is in force of the cluster from now on. Returns the pods that are others than before.
+    fn is_in_force(&self, cluster: &mut Cluster, snapshot: Arc<Snapshot>) -> HashSet<WorkloadName> {
+        let replaced = cluster.replaced_by(&snapshot);
+        cluster.known = Some(snapshot);
         self.awaits_cluster.store(false, Ordering::Release);
-        Ok(replaced)
+        replaced
     }
 
     /// Workloads and policies of files, and what the API server has beside them. Tells what of it is left
@@ -284,11 +289,12 @@ impl Registry {
         folders.chain(rules).map(Fingerprint::of).collect()
     }
 
-    /// Reads the folders again. Tells how many Workloads there are.
+    /// Reads the folders again. Tells how many Workloads there are, and the pods that are others than those
+    /// that had their names, where what the API server has came into force by it.
     ///
     /// # Errors
     /// [`RegistryError`]; the pair before stays in force.
-    pub fn reload(&self) -> Result<usize, RegistryError> {
+    pub fn reload(&self) -> Result<(usize, Option<HashSet<WorkloadName>>), RegistryError> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let documents = self.folder.read(kept.is_there)?;
         let is_there = documents.is_some();
@@ -301,12 +307,9 @@ impl Registry {
         let count = next.workloads.workloads().count();
         self.replace(next);
         kept.cluster.tell(left_out);
-        if cluster.is_some() {
-            kept.cluster.known = cluster;
-            self.awaits_cluster.store(false, Ordering::Release);
-        }
         (kept.folder, kept.is_there) = (folder, is_there);
-        Ok(count)
+        let replaced = cluster.map(|snapshot| self.is_in_force(&mut kept.cluster, snapshot));
+        Ok((count, replaced))
     }
 
     /// Registers the Workloads of a text, all or none. Tells their names.
@@ -455,10 +458,11 @@ fn load_silently(
 mod tests {
     use std::{fs, path::Path};
 
-    use postern_policies::Options;
+    use postern_policies::{Options, SourceFile};
     use postern_spiffe::TrustDomain;
 
-    use super::{Folder, Policies, Registry, RegistryError, Store};
+    use super::{Folder, Policies, Registry, RegistryError, Snapshot, Store};
+    use crate::kubernetes::{ClusterObject, Kind};
 
     fn workload(name: &str) -> String {
         format!(
@@ -520,6 +524,49 @@ mod tests {
         let said = error.to_string();
         assert!(said.contains(folder.to_str().unwrap()), "{said}");
         assert!(said.contains(place), "{said}");
+    }
+
+    fn pod(uid: &str) -> Snapshot {
+        let object = ClusterObject {
+            of: (Kind::Pod, "cart".into()),
+            uid: uid.into(),
+            kind: Kind::Pod,
+            namespace: "default".into(),
+            name: "cart".into(),
+            file: SourceFile {
+                path: "pods/default/cart".into(),
+                text: workload("cart").into_bytes(),
+            },
+        };
+        Snapshot {
+            directory: vec![object],
+            policies: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_pod_that_was_replaced_is_told_whenever_that_comes_into_force() {
+        let folders = Folders::new();
+        let with_rules = workload("web").replace("1']", "1'], baseline: {rules: [rules/r.yaml]}");
+        folders.write("workloads/w.yaml", &with_rules);
+        fs::create_dir(folders.at("workloads/rules")).unwrap();
+        folders.write("workloads/rules/r.yaml", "[]");
+        let registry = folders.open();
+        assert!(registry.take_cluster(pod("1")).unwrap().is_empty());
+        assert!(registry.take_cluster(pod("1")).unwrap().is_empty());
+        assert_eq!(registry.take_cluster(pod("2")).unwrap().len(), 1);
+        // Something else keeps it from being in force for a while.
+        folders.write("workloads/rules/r.yaml", "- rule: [");
+        let refused = registry.take_cluster(pod("3"));
+        assert!(
+            matches!(refused, Err(RegistryError::Rules(..))),
+            "{refused:?}"
+        );
+        folders.write("workloads/rules/r.yaml", "[]");
+        let (_, replaced) = registry.reload().unwrap();
+        let replaced: Vec<String> = replaced.unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(replaced, ["default/cart"]);
+        assert!(registry.take_cluster(pod("3")).unwrap().is_empty());
     }
 
     #[test]

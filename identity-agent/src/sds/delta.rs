@@ -31,13 +31,18 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn subscribe(&mut self, name: String) {
-        match name.as_str() {
-            EVERYTHING => self.everything = true,
-            _ => {
-                self.names.insert(name);
-            }
+    fn subscribe(&mut self, name: String) -> Result<(), Status> {
+        if name == EVERYTHING {
+            self.everything = true;
+            return Ok(());
         }
+        if self.names.len() >= MAX_NAMES {
+            return Err(Status::resource_exhausted(format!(
+                "a stream has at most {MAX_NAMES} names"
+            )));
+        }
+        self.names.insert(name);
+        Ok(())
     }
 
     fn unsubscribe(&mut self, name: &str) {
@@ -113,14 +118,17 @@ impl State {
             // The first question: without names, everything. What an earlier stream told counts.
             None => {
                 let known = request.initial_resource_versions.into_iter();
-                self.known = known.map(|(name, version)| (name, Some(version))).collect();
+                self.known = known
+                    .take(MAX_NAMES)
+                    .map(|(name, version)| (name, Some(version)))
+                    .collect();
                 let mut wanted = Wanted {
                     everything: subscribe.is_empty(),
                     ..Wanted::default()
                 };
-                subscribe
-                    .into_iter()
-                    .for_each(|name| wanted.subscribe(name));
+                for name in subscribe {
+                    wanted.subscribe(name)?;
+                }
                 self.wanted = Some(wanted);
             }
             Some(wanted) => {
@@ -131,7 +139,7 @@ impl State {
                 for name in subscribe {
                     // Asked for again, it is told again.
                     self.known.remove(&name);
-                    wanted.subscribe(name);
+                    wanted.subscribe(name)?;
                 }
             }
         }
@@ -179,3 +187,6 @@ impl State {
         })
     }
 }
+
+/// More than any Envoy asks one stream for.
+const MAX_NAMES: usize = 1_000;

@@ -226,10 +226,7 @@ pub(crate) async fn offer(
             how = carried => how,
             () = way.must_end() => Err(may_not_go_on()),
         };
-        if how
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::TimedOut)
-        {
+        if how.as_ref().is_err_and(relay::is_too_silent) {
             idle.inc();
         }
         line.ended(how);

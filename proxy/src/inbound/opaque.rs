@@ -138,7 +138,7 @@ async fn copy<S: AsyncRead + AsyncWrite + Unpin>(
 /// How a connection ended, and why, where its ends did not end it.
 fn ended(proxy: &Proxy, line: Line, how: io::Result<()>) {
     if let Err(error) = &how
-        && error.kind() == io::ErrorKind::TimedOut
+        && relay::is_too_silent(error)
     {
         let labels = BoundLabels {
             direction: "inbound",

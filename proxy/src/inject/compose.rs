@@ -1,6 +1,8 @@
 //! Services of a Compose file. A pod is a network namespace here as well: the rules and the proxy
 //! join the namespace of the service.
 
+use std::{path::Path, sync::Arc};
+
 use postern_policies::diagnostic::Problems;
 
 use super::{
@@ -73,6 +75,15 @@ pub(super) fn edits(
     Ok(edits)
 }
 
+/// Whose network a service has.
+enum Network {
+    Own,
+    /// That of a service with a sidecar.
+    Joined,
+    /// One in which there is no sidecar.
+    Without,
+}
+
 struct File<'f, 't> {
     root: &'f Spot<'t>,
     services: &'f Spot<'t>,
@@ -86,10 +97,17 @@ impl<'t> File<'_, 't> {
         }
         let said = annotations::said(service);
         let wanted = annotations::read(&said, service.at, self.options, problems)?;
-        if !self.has_own_network(service, problems) {
-            return None;
+        match self.network(service, problems) {
+            Network::Own => {}
+            // It lives with the proxy of that one, and could undo its rules as that one could.
+            Network::Joined => {
+                self.isolation(service, &wanted, problems);
+                return None;
+            }
+            Network::Without => return None,
         }
         self.isolation(service, &wanted, problems);
+        self.copies(service, problems);
         let parts = [RULES, PROXY].map(|suffix| self.services.get(&format!("{name}{suffix}")));
         match parts {
             [None, None] => Some(wanted),
@@ -122,10 +140,10 @@ impl<'t> File<'_, 't> {
         })
     }
 
-    /// A service in somebody else's namespace has the sidecar of that one.
-    fn has_own_network(&self, service: &Spot<'t>, problems: &mut Problems<'_>) -> bool {
+    /// A service in another one's namespace has the sidecar of that one, if that has one.
+    fn network(&self, service: &Spot<'t>, problems: &mut Problems<'_>) -> Network {
         let Some(mode) = service.get("network_mode") else {
-            return true;
+            return Network::Own;
         };
         let text = mode.text().unwrap_or_default();
         if text == "host" {
@@ -138,8 +156,30 @@ impl<'t> File<'_, 't> {
                 "give it a network, or the label `postern.dev/inject: disabled`",
             );
         }
-        let is_joined = text.starts_with("service:") || text.starts_with("container:");
-        !is_joined && text != "none" && text != "host"
+        if text.starts_with("container:") {
+            let told = format!(
+                "`{}` is that of a container of elsewhere, which may have no sidecar",
+                mode.path
+            );
+            problems.warn(mode.at, told, "write `service:NAME` for one of this file");
+        }
+        match text.strip_prefix("service:") {
+            Some(other) if self.has_sidecar(other) => Network::Joined,
+            None if text != "none" && text != "host" && !text.starts_with("container:") => {
+                Network::Own
+            }
+            _ => Network::Without,
+        }
+    }
+
+    /// Has the service of this name a sidecar, or will have one? What is wrong with it is told at its place.
+    fn has_sidecar(&self, name: &str) -> bool {
+        let (file, mut untold) = (Arc::from(Path::new("")), Vec::new());
+        let mut untold = Problems::new(&file, &mut untold);
+        self.services.get(name).is_some_and(|service| {
+            let said = annotations::said(&service);
+            annotations::read(&said, service.at, self.options, &mut untold).is_some()
+        })
     }
 
     fn isolation(&self, service: &Spot<'t>, wanted: &Wanted, problems: &mut Problems<'_>) {
@@ -192,7 +232,6 @@ impl<'t> File<'_, 't> {
             problems.warn(field.at, told, RESOLVE);
         }
         self.user(service, wanted, problems);
-        self.copies(service, problems);
         let dropped = service.list("cap_drop");
         let drops = |name: &str| {
             let mut dropped = dropped.iter().filter_map(Spot::text);

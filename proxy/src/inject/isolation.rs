@@ -23,6 +23,7 @@ pub(super) fn check(
         spec,
         wanted,
         allow_undo: options.allow_undo,
+        socket_folder: options.socket_folder(),
         is_clash_told: false,
         problems,
     };
@@ -38,6 +39,7 @@ struct Look<'l, 't, 'p> {
     spec: &'l Spot<'t>,
     wanted: &'l Wanted,
     allow_undo: bool,
+    socket_folder: Option<&'l str>,
     /// The pod's own user is told once, and not for each container.
     is_clash_told: bool,
     problems: &'l mut Problems<'p>,
@@ -93,12 +95,13 @@ impl<'t> Look<'_, 't, '_> {
     /// Places of the node that are the agent's, the engine's or the kernel's.
     fn volumes(&mut self) {
         for volume in self.spec.list("volumes") {
-            if is_ours(&volume) {
-                continue;
-            }
             let Some(field) = volume.at(&["hostPath", "path"]) else {
                 continue;
             };
+            // A name is anybody's: what the sidecar brings is known by its place, too.
+            if is_ours(&volume) && self.socket_folder == field.text() {
+                continue;
+            }
             let is_written = self.is_written(volume.text_of("name").unwrap_or_default());
             match danger(field.text().unwrap_or_default(), is_written) {
                 None => {}
@@ -348,8 +351,12 @@ fn number_of(port: &Spot<'_>, container: &Spot<'_>) -> Option<u16> {
 }
 
 /// Rights with which a container undoes what the init container did, and how.
-pub(super) const UNDOING: [(&str, &str); 8] = [
+pub(super) const UNDOING: [(&str, &str); 9] = [
     ("ALL", "among them are those that take the rules away"),
+    (
+        "DAC_READ_SEARCH",
+        "it opens files of the node by their numbers, the agent's keys among them",
+    ),
     ("NET_ADMIN", "it takes the rules away"),
     (
         "NET_RAW",

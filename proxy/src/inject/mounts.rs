@@ -94,6 +94,25 @@ const KERNELS: [&str; 2] = ["/proc", "/sys"];
 mod tests {
     use super::{Danger, danger};
 
+    #[test]
+    fn places_of_the_node_and_what_lies_above_them_are_dangerous_and_their_neighbours_are_not() {
+        for path in [
+            "/etc/kubernetes",
+            "/etc/kubernetes/pki",
+            "/etc",
+            "/var/lib/kubelet/pods",
+            "/var/lib/docker",
+            "/var/lib/containerd/io",
+            "/var/lib",
+        ] {
+            let told = danger(path, false);
+            assert!(matches!(told, Some(Danger::Undoes(_))), "{path}");
+        }
+        for path in ["/etc/kubernetes2", "/etc/ssl", "/var/lib/app"] {
+            assert!(danger(path, false).is_none(), "{path}");
+        }
+    }
+
     #[track_caller]
     fn check(path: &str, is_written: bool, expected: Option<&str>) {
         let told = match danger(path, is_written) {

@@ -204,7 +204,7 @@ impl Opened {
     /// The connection ended like this.
     fn ended(self, how: io::Result<()>) {
         if let Err(error) = &how
-            && error.kind() == io::ErrorKind::TimedOut
+            && relay::is_too_silent(error)
         {
             self.destination.count_bound("idle");
         }

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     access_log::Record,
     app::Proxy,
-    connections::{Carried, Facts},
+    connections::{Carried, Facts, MAX_WAYS},
     http::{
         body::{Answered, Asked},
         headers::{self, REASON, REQUEST_ID},
@@ -181,6 +181,10 @@ impl App {
         let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(known) = &mut *route else { return };
         if !known.let_out.contains(&to.destination) {
+            // As there: whoever is forgotten is told again.
+            if known.let_out.len() >= MAX_WAYS {
+                known.let_out.remove(0);
+            }
             known.let_out.push(to.destination);
             drop(route);
             let_out(&self.proxy, to);

@@ -374,7 +374,8 @@ fn root_what_pods_do_every_day_is_no_deviation() {
         ("a limit of time", "wait timeout 5 true".into()),
     ];
     for (name, order) in &each {
-        pod.tell(order);
+        let told = pod.tell(order);
+        assert!(!order.starts_with("wait ") || told == "0", "{name}: {told}");
         assert_eq!(
             pod.tell("again"),
             IDENTITY,

@@ -145,13 +145,31 @@ fn exception(image: &str, vulnerability: &str) -> Value {
 }
 
 /// Puts a file into the folder, whole at once.
+/// Puts a file there, and waits until an agent that runs has read it: what is asked afterwards is asked of it.
 fn put(world: &World, name: &str, document: &Value) {
     let written = world.write("written", &document.to_string()).unwrap();
-    fs::rename(written, world.path().join("evidence").join(name)).unwrap();
+    changes(world, |folder| {
+        fs::rename(written, folder.join(name)).unwrap()
+    });
 }
 
 fn take_out(world: &World, name: &str) {
-    fs::remove_file(world.path().join("evidence").join(name)).unwrap();
+    changes(world, |folder| fs::remove_file(folder.join(name)).unwrap());
+}
+
+#[track_caller]
+fn changes(world: &World, change: impl FnOnce(&Path)) {
+    let times = || {
+        let log = fs::read_to_string(world.log("agent")).ok()?;
+        Some(log.matches("image evidence was read").count())
+    };
+    // It reads once at its start, by and by.
+    let first = || times().is_none_or(|times| times > 0).then_some(());
+    eventually("the first reading", first).unwrap();
+    let before = times();
+    change(&world.path().join("evidence"));
+    let again = || (before.is_none() || times() > before).then_some(());
+    eventually("the change to be read", again).unwrap();
 }
 
 /// Waits until the audit log says this of a refusal, and all the while nobody is granted anything.

@@ -421,6 +421,39 @@ fn services_of_compose_are_judged_like_pods() {
             ],
         );
     }
+    // Who shares the network of a sidecar could undo it as well; without a sidecar there is nothing to undo.
+    let beside = |label: &str, more: &str| {
+        format!(
+            "services:\n  web:\n    image: a\n    cap_drop: [ALL]\n    labels: {{{label}}}\n  other:\n    image: b\n    \
+             network_mode: service:web\n    cap_drop: [ALL]\n    {more}\n"
+        )
+    };
+    for (more, twin, part) in [
+        (
+            "cap_add: [NET_ADMIN]",
+            "cap_add: [CHOWN]",
+            "`services.other.cap_add[0]` adds NET_ADMIN",
+        ),
+        (
+            "cap_add: [DAC_READ_SEARCH]",
+            "cap_add: [DAC_OVERRIDE]",
+            "`services.other.cap_add[0]` adds DAC_READ_SEARCH",
+        ),
+        (
+            "privileged: true",
+            "privileged: false",
+            "`services.other.privileged` is on",
+        ),
+        (
+            "user: '1337'",
+            "user: '1336'",
+            "`services.other.user` is 1337, the proxy's user",
+        ),
+    ] {
+        refused(&beside("a: b", more), &[], 10, part);
+        taken(&beside("a: b", twin), &[], &["  web-postern:\n"]);
+        taken(&beside("postern.dev/inject: disabled", more), &[], &[]);
+    }
     for port in ["8080:15001", "127.0.0.1:80:15006/tcp", "15020"] {
         let ports = file(&format!("ports: ['{port}']"));
         refused(

@@ -149,6 +149,12 @@ fn a_subscription_to_everything_is_begun_and_ended_by_its_name() {
         ask.send(refusal).await.unwrap();
         let answer = answers.message().await.unwrap().unwrap();
         assert_eq!(answer.resources.first().unwrap().name, WEB);
+        // A stream does not grow without end.
+        let many: Vec<String> = (0..1_000).map(|number| number.to_string()).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        ask.send(subscription(&many, &[])).await.unwrap();
+        let refused = answers.message().await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted);
         world
             .said("agent", "the reader of a secret did not take it")
             .unwrap();

@@ -33,8 +33,9 @@ impl Statement {
     /// Is it about this package of an image of these digests?
     pub(super) fn is_about(&self, found: &Vulnerability, image: &[&Digest]) -> bool {
         let is_named = |package: &String| self.packages.iter().any(|own| is_of(package, own));
-        image.contains(&&self.product)
-            && (self.packages.is_empty() || found.package.as_ref().is_some_and(is_named))
+        // Where nobody knows the package, it may be the one that is said to be affected.
+        let is_meant = found.package.as_ref().map_or(!self.excepts, is_named);
+        image.contains(&&self.product) && (self.packages.is_empty() || is_meant)
     }
 }
 

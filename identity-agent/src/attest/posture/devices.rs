@@ -113,7 +113,9 @@ fn unusual(folder: &Path, depth: usize) -> Result<Found, Lack> {
         let Some(kind) = known(entry.file_type())? else {
             continue;
         };
-        if kind.is_dir() && entry.file_name() != "pts" {
+        // The terminals, whose file system has nothing else; a folder of that name elsewhere is anybody's.
+        let is_terminals = depth == 0 && entry.file_name() == "pts";
+        if kind.is_dir() && !is_terminals {
             match unusual(&entry.path(), depth + 1)? {
                 Found::None => {}
                 found => return Ok(found),

@@ -15,7 +15,7 @@ use std::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::mountinfo::{self, Device, Mount, below};
-use crate::attest::reading::ReadError;
+use crate::{attest::reading::ReadError, caller::ProcFolder};
 
 /// A table of mounts that is kept up to date.
 #[derive(Debug)]
@@ -61,8 +61,16 @@ fn has_changed(file: &File) -> Result<bool, ReadError> {
     Ok(ready > 0)
 }
 
+/// The table of a process.
+///
+/// # Errors
+/// [`ReadError`].
+pub(crate) fn table(folder: &ProcFolder) -> Result<String, ReadError> {
+    Ok(text(&mut File::open(folder.join("mountinfo"))?)?)
+}
+
 /// The text of a table, from its beginning.
-pub(super) fn text(file: &mut File) -> io::Result<String> {
+fn text(file: &mut File) -> io::Result<String> {
     file.rewind()?;
     let mut bytes = Vec::with_capacity(USUAL_BYTES);
     let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;

@@ -9,7 +9,7 @@
 
 mod devices;
 mod finding;
-mod host;
+pub(crate) mod host;
 mod limits;
 mod lsm;
 mod masks;
@@ -22,7 +22,6 @@ mod rules;
 
 use std::{
     collections::BTreeSet,
-    fs::File,
     io,
     os::fd::OwnedFd,
     path::Path,
@@ -256,9 +255,7 @@ impl Posture {
             Ok(host) => host,
             Err(unknown) => return all(unknown),
         };
-        let path = subject.folder.join("mountinfo");
-        let text = File::open(&path).and_then(|mut file| host::text(&mut file));
-        let text = match told(text.map_err(ReadError::from), "its mounts")? {
+        let text = match told(host::table(subject.folder), "its mounts")? {
             Ok(text) => text,
             Err(unknown) => return all(unknown),
         };

@@ -4,7 +4,7 @@
 //! system's device, the folder of it that is mounted, and the options of the mount itself. The source is
 //! never looked at.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, path::PathBuf};
 
 /// Major and minor number of a file system's device.
 pub(super) type Device = (u32, u32);
@@ -18,7 +18,7 @@ pub(crate) struct Mount<'a> {
     /// What of the file system is mounted.
     pub(super) root: Cow<'a, str>,
     /// Where, seen from the root of the process.
-    pub(super) point: Cow<'a, str>,
+    pub(crate) point: Cow<'a, str>,
     pub(super) is_read_only: bool,
     pub(super) is_no_exec: bool,
     /// Do mounts that are made here appear elsewhere?
@@ -86,6 +86,16 @@ fn mount(line: &str) -> Option<Mount<'_>> {
     })
 }
 
+impl Mount<'_> {
+    /// Where what is written in an overlay lies; none for another file system, or one that nobody writes to.
+    pub(crate) fn upper_layer(&self) -> Option<PathBuf> {
+        let mut options = self.options.split(',');
+        let upper = options.find_map(|one| one.strip_prefix("upperdir="))?;
+        let upper = (self.file_system == "overlay").then(|| unescaped(upper))??;
+        Some(PathBuf::from(upper.into_owned()))
+    }
+}
+
 /// Undoes `\040` and the like.
 fn unescaped(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains('\\') {
@@ -148,6 +158,20 @@ mod tests {
             assert_eq!(parse(line), None, "{line}");
         }
         assert_eq!(parse(""), Some(Vec::new()));
+    }
+
+    #[test]
+    fn the_upper_layer_of_an_overlay_is_told() {
+        let upper = |rest: &str| {
+            let text = format!("1 2 0:5 / / rw - {rest}\n");
+            let mounts = parse(&text).unwrap();
+            let upper = mounts.first().unwrap().upper_layer();
+            upper.map(|path| path.display().to_string())
+        };
+        let overlay = "overlay overlay rw,lowerdir=/l,upperdir=/u\\040d,workdir=/w";
+        assert_eq!(upper(overlay).as_deref(), Some("/u d"));
+        assert_eq!(upper("ext4 /dev/vda rw,upperdir=/u"), None);
+        assert_eq!(upper("overlay overlay ro,lowerdir=/l"), None);
     }
 
     #[test]

@@ -80,6 +80,27 @@ fn openvex_excepts_one_vulnerability_in_one_image() {
 }
 
 #[test]
+fn what_takes_an_exception_back_counts_where_nobody_knows_the_package() {
+    let place = format!("{PRODUCT}/subcomponents");
+    let of_package = with(openvex(), &place, Some(json!([{"@id": PACKAGE}])));
+    let affected = with(
+        of_package.clone(),
+        "/statements/0/status",
+        Some(json!("affected")),
+    );
+    let image = parsed(MANIFEST);
+    let is_about = |document: &Value, package: Option<&str>| {
+        let all = read(document).unwrap();
+        all.iter()
+            .any(|one| one.is_about(&found(package), &[&image]))
+    };
+    assert!(!is_about(&of_package, None), "it excepts nothing else");
+    assert!(is_about(&affected, None));
+    assert!(is_about(&affected, Some(PACKAGE)));
+    assert!(!is_about(&affected, Some("pkg:deb/debian/other@1")));
+}
+
+#[test]
 fn openvex_that_is_none_by_the_standard_is_refused_whole() {
     for product in [
         json!({"@id": "pkg:oci/web"}),

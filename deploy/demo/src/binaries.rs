@@ -57,7 +57,8 @@ pub(crate) fn install(from: &Path, to: &Path) -> anyhow::Result<()> {
 /// Builds the daemons in the profile in which this program was built; Cargo shows the progress.
 fn build(cargo: &Path) -> anyhow::Result<()> {
     let mut command = Command::new(cargo);
-    command.args(["build", "--package", AGENT, "--package", PROXY]);
+    // With the features that this program was built with.
+    command.args(["build", "--workspace", "--bin", AGENT, "--bin", PROXY]);
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }

@@ -122,6 +122,7 @@ fn live_tests_of_the_rust_client_pass() {
             .args(["--test", tests, "--", "--ignored"])
             .current_dir(&source)
             .env("CARGO_TARGET_DIR", root().join("target/live"))
+            .env("CARGO_PROFILE_DEV_DEBUG", "none")
             .env(
                 "SPIFFE_ENDPOINT_SOCKET",
                 format!("unix://{}", socket.display()),

@@ -47,6 +47,38 @@ def streams():
     print("opened", opened)
 
 
+def all_streams():
+    """Asks for 5,000 streams and holds those that it gets, whatever is said of the others."""
+    agent, opened, refused, raws = int(ARGUMENTS[0]), 0, 0, []
+    before = memory(agent)
+    while opened + refused < 5000:
+        raw = Raw(connect(SOCKET))
+        raws.append(raw)
+        events = raw.events()
+        for _ in range(50):
+            raw.call()
+            event = next(events)
+            opened += event[0] == "message"
+            refused += said(event) == "status 8"
+    print("opened", opened, "refused", refused)
+    print("grown little", memory(agent) - before < 50_000)
+
+
+def unary():
+    """So many processes ask for a token, of no audience, once each; as another user if one is named."""
+    for _ in range(int(ARGUMENTS[0])):
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            if ARGUMENTS[1:]:
+                os.setuid(int(ARGUMENTS[1]))
+            raw = Raw(connect(SOCKET))
+            raw.call("/SpiffeWorkloadAPI/FetchJWTSVID")
+            print(said(next(event for event in raw.events() if event[0] != "settings")), flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+
 def connections():
     """Opens connections that say nothing, and waits until the agent has closed them all."""
     agent = int(ARGUMENTS[0])

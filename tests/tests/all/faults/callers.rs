@@ -2,7 +2,10 @@
 
 use std::{fs, process::Command};
 
-use postern_tests::{binaries, root, run, world::World};
+use postern_tests::{
+    binaries, root, run,
+    world::{World, free_address},
+};
 
 use super::{ours, own_uid, script, workload};
 
@@ -223,7 +226,12 @@ fn root_a_caller_whose_number_the_agent_cannot_see_gets_nothing_but_the_mend() {
     // FAULTS 9, 10
     let mut world = World::new().unwrap();
     let config = world.path().join("agent.yaml");
-    world.agent(&ours()).unwrap();
+    let health = free_address().unwrap();
+    let more = format!("health: {{listen: '{health}'}}\n");
+    world.agent_with(&ours(), &more).unwrap();
+    let ready = format!("http://{health}/healthz/ready");
+    let ready = || String::from_utf8(run("curl", &["-s", &ready]).unwrap().stdout).unwrap();
+    assert_eq!(ready(), "ok\n");
     world
         .signal("agent", rustix::process::Signal::TERM)
         .unwrap();
@@ -234,6 +242,7 @@ fn root_a_caller_whose_number_the_agent_cannot_see_gets_nothing_but_the_mend() {
     inside.arg(&agent).args(["run", "--config"]).arg(config);
     world.spawn("inside", &mut inside).unwrap();
     world.said("inside", "ready").unwrap();
+    assert!(ready().contains("hostPID: true"), "{}", ready());
     let output = super::fetch(&world, &agent);
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(
@@ -260,4 +269,34 @@ fn root_a_stream_ends_when_its_process_is_moved_to_another_control_group() {
     let said = script(&world, "callers.py", "moves", &[&group]);
     let _ = postern_tests::eventually("the group to be empty", || fs::remove_dir(&group).ok());
     assert_eq!(said, ["spiffe://example.org/grouped", DENIED]);
+}
+
+#[test]
+#[ignore = "needs root, to make a PID namespace"]
+fn root_an_agent_whose_namespace_is_meant_is_ready_and_one_with_the_hosts_proc_does_not_start() {
+    // FAULTS 10
+    let health = free_address().unwrap();
+    let more = format!("idleTimeout: 5m, pidNamespace: own\nhealth: {{listen: '{health}'}}\n");
+    let mut meant = World::new().unwrap();
+    let mut wrapper = Command::new("unshare");
+    wrapper.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    meant.agent_under(wrapper, &ours(), &more).unwrap();
+    let ready = format!("http://{health}/healthz/ready");
+    assert_eq!(run("curl", &["-s", &ready]).unwrap().stdout, b"ok\n");
+    // Numbers would be those of other processes there.
+    let mut world = World::new().unwrap();
+    world.agent(&ours()).unwrap();
+    world
+        .signal("agent", rustix::process::Signal::TERM)
+        .unwrap();
+    world.ended("agent").unwrap();
+    let mut inside = Command::new("unshare");
+    inside.args(["--pid", "--fork", "--kill-child"]);
+    inside.arg(binaries().unwrap().join("postern-agent"));
+    inside
+        .args(["run", "--config"])
+        .arg(world.path().join("agent.yaml"));
+    world.spawn("inside", &mut inside).unwrap();
+    assert_eq!(world.ended("inside").unwrap(), Some(1));
+    world.told("inside", "shows another PID namespace").unwrap();
 }

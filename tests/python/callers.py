@@ -188,6 +188,36 @@ def moves():
     os.kill(pid, signal.SIGKILL)
 
 
+def memory(pid):
+    """Kilobytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if "VmRSS" in line).split()[1])
+
+
+def shown():
+    """The agent, in a mount namespace of its own, is shown this file for the caller's control groups. Needs root."""
+    agent, file = int(ARGUMENTS[0]), ARGUMENTS[1]
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        theirs.recv(1)
+        hand_over(theirs, connect(SOCKET))
+        signal.pause()
+    enter = ["nsenter", f"--mount=/proc/{agent}/ns/mnt", "mount", "--bind", file, f"/proc/{pid}/cgroup"]
+    subprocess.run(enter, check=True)
+    before = memory(agent)
+    ours.send(b"x")
+    raw = Raw(take_over(ours))
+    events = raw.events()
+    answers = set()
+    for _ in range(50):
+        raw.call()
+        answers.add(said(next(events)))
+    print(*answers)
+    print("grown little", memory(agent) - before < 20_000)
+    os.kill(pid, signal.SIGKILL)
+
+
 def deleted():
     """The program of a process is deleted while its stream is open."""
     program = ARGUMENTS[0]

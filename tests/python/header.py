@@ -42,13 +42,12 @@ def is_about_the_header(method, headers):
     raw = Raw(connect(SOCKET))
     raw.call(method, headers=headers)
     event = next(raw.events())
-    return event[:2] == ("status", INVALID_ARGUMENT) and b"security header" in bytes(
-        event[2] if isinstance(event[2], bytes) else event[2].encode()
-    )
+    # The text is told with `%20` for spaces.
+    return event[:2] == ("status", INVALID_ARGUMENT) and "security" in str(event[2])
 
 
 found = list(methods())
-print("methods", len(found) >= 14)
+print("methods", len(found) >= 13)
 for one in found:
     if is_about_the_header(one, HEADER):
         print("refused with it", one)

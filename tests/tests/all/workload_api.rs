@@ -391,6 +391,8 @@ fn every_method_but_envoys_wants_the_header_once_and_as_it_is_written() {
         postern_tests::lines(&output, "header.py").unwrap(),
         [
             "methods True".to_owned(),
+            format!("without /{sds}/DeltaSecrets"),
+            format!("without /{sds}/StreamSecrets"),
             format!("without /{sds}/FetchSecrets"),
         ]
     );

@@ -136,6 +136,29 @@ def executes():
     os.kill(pid, signal.SIGKILL)
 
 
+def races():
+    """Somebody asks while the process that connected executes another program, again and again."""
+    answers = set()
+    for _ in range(100):
+        ours, theirs = socket.socketpair()
+        theirs.set_inheritable(True)
+
+        def then():
+            theirs.recv(1)
+            os.execv(ARGUMENTS[0], [ARGUMENTS[0], "60"])
+
+        pid, connection = connected(then)
+        # It has been accepted, and who is there has been seen.
+        connection.recv(1, socket.MSG_PEEK)
+        raw = Raw(connection)
+        ours.send(b"x")
+        raw.call()
+        answers.add(said(next(raw.events())))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    print(*sorted(answers), sep="\n")
+
+
 def executes_later():
     """The stream has begun before the process executes another program."""
     ours, theirs = socket.socketpair()

@@ -108,6 +108,18 @@ fn a_connection_is_that_of_the_program_that_opened_it_and_of_no_other() {
 }
 
 #[test]
+fn who_becomes_another_program_while_it_is_looked_at_is_one_of_them_or_nobody() {
+    // FAULTS 6
+    let world = world(&by_program(), "");
+    let said = script(&world, "callers.py", "races", &[&sleep()]);
+    let good = ["spiffe://example.org/python", DENIED];
+    assert!(
+        said.iter().all(|one| good.contains(&one.as_str())),
+        "{said:?}"
+    );
+}
+
+#[test]
 #[ignore = "needs root, to be another user"]
 fn root_a_program_of_roots_that_somebody_starts_does_not_ask_for_him() {
     let world = world(&workload("root", "'unix:uid:0'"), "");

@@ -65,13 +65,13 @@ def all_streams():
 
 
 def unary():
-    """So many processes ask for a token, of no audience, once each; as another user if one is named."""
-    for _ in range(int(ARGUMENTS[0])):
+    """So many processes ask for a token, of no audience, once each; at last one of another user, if he is named."""
+    for user in [None] * int(ARGUMENTS[0]) + ARGUMENTS[1:]:
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
-            if ARGUMENTS[1:]:
-                os.setuid(int(ARGUMENTS[1]))
+            if user:
+                os.setuid(int(user))
             raw = Raw(connect(SOCKET))
             raw.call("/SpiffeWorkloadAPI/FetchJWTSVID")
             print(said(next(event for event in raw.events() if event[0] != "settings")), flush=True)

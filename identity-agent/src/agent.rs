@@ -73,8 +73,8 @@ pub struct Agent {
     pub reattest: Duration,
     /// Whom the kernel tells of.
     pub followed: Followed,
-    told_refusals: Calls,
-    told_lacks: Calls,
+    told_refusals: Calls<i32>,
+    told_lacks: Calls<i32>,
     /// Who is looked at now.
     pub(crate) turns: Turns,
     ledger: Ledger,

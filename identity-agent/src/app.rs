@@ -66,7 +66,11 @@ pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
     // From here on: a state that takes its time to read is no sign of death.
     let signs_of_life = tokio::spawn(notify.clone().watchdog(watchdog));
     let metrics = Arc::new(Metrics::new());
-    let readiness = Arc::<Readiness>::default();
+    let lacks = caller::namespace::lacks(config.sees)?;
+    if let Some(lacks) = &lacks {
+        tracing::error!(lacks, "the agent is not ready, and will not be");
+    }
+    let readiness = Arc::new(Readiness::lacking(lacks));
     let kubernetes = cluster(&config, &metrics, &readiness)?;
     let agent = Arc::new(open(&config, metrics.clone())?);
     let sockets = Sockets::open(&config, sockets)?;
@@ -104,7 +108,7 @@ pub async fn run(config: Config, supervisor: Supervisor) -> anyhow::Result<()> {
         tokio::select! { _ = term.recv() => {}, _ = interrupt.recv() => {} }
         tracing::info!("ending");
     };
-    let admission = Arc::new(Admission::new(agent.clone()));
+    let admission = Arc::new(Admission::new(agent.clone(), config.calls_of_user));
     let service = Framed::new(WorkloadApi::new(admission.clone()), MAX_REQUEST_BYTES);
     let sds = SecretDiscoveryServiceServer::new(Sds::new(admission.clone()))
         .max_decoding_message_size(MAX_REQUEST_BYTES);

@@ -132,14 +132,32 @@ pub struct KindLabel {
     pub kind: &'static str,
 }
 
-/// What the agent still waits for before it can do all that it is for.
+/// What the agent lacks, or still waits for, before it can do all that it is for.
 #[derive(Debug, Default)]
-pub struct Readiness(ArcSwap<Vec<String>>);
+pub struct Readiness {
+    /// Nothing mends this but another start.
+    lacks: Option<String>,
+    awaited: ArcSwap<Vec<String>>,
+}
 
 impl Readiness {
+    /// It will never be ready if it lacks something.
+    pub fn lacking(lacks: Option<String>) -> Self {
+        Self {
+            lacks,
+            awaited: ArcSwap::default(),
+        }
+    }
+
     /// It waits for these, and nothing else. Each is told to whoever asks whether it is ready.
     pub fn waits_for(&self, all: Vec<String>) {
-        self.0.store(Arc::new(all));
+        self.awaited.store(Arc::new(all));
+    }
+
+    /// All that is missing, each in a line.
+    fn missing(&self) -> Vec<String> {
+        let awaited = self.awaited.load();
+        self.lacks.iter().chain(awaited.iter()).cloned().collect()
     }
 }
 
@@ -317,7 +335,7 @@ const HEAD_TIME: Duration = Duration::from_secs(5);
 const CONNECTION_TIME: Duration = Duration::from_secs(15);
 
 /// Why requests are refused.
-const REASONS: [&str; 10] = [
+const REASONS: [&str; 11] = [
     "attestation",
     "lack",
     "no_workload",
@@ -326,6 +344,7 @@ const REASONS: [&str; 10] = [
     "caller",
     "security_header",
     "too_many_calls",
+    "too_many_calls_of_user",
     "too_many_streams",
     "idle_connection",
 ];
@@ -419,7 +438,7 @@ async fn answer(
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
 ) -> Result<Response<Full<Bytes>>, http::Error> {
-    let missing = readiness.0.load();
+    let missing = readiness.missing();
     let (status, text) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/healthz/ready") if !missing.is_empty() => {
             (StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n")

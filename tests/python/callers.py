@@ -136,6 +136,29 @@ def executes():
     os.kill(pid, signal.SIGKILL)
 
 
+def races():
+    """Somebody asks while the process that connected executes another program, again and again."""
+    answers = set()
+    for _ in range(100):
+        ours, theirs = socket.socketpair()
+        theirs.set_inheritable(True)
+
+        def then():
+            theirs.recv(1)
+            os.execv(ARGUMENTS[0], [ARGUMENTS[0], "60"])
+
+        pid, connection = connected(then)
+        # It has been accepted, and who is there has been seen.
+        connection.recv(1, socket.MSG_PEEK)
+        raw = Raw(connection)
+        ours.send(b"x")
+        raw.call()
+        answers.add(said(next(raw.events())))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    print(*sorted(answers), sep="\n")
+
+
 def executes_later():
     """The stream has begun before the process executes another program."""
     ours, theirs = socket.socketpair()
@@ -185,6 +208,36 @@ def moves():
     print(said(next(events)))
     (group.parent / "cgroup.procs").write_text(str(pid))
     print(said(next(event for event in events if event[0] != "message")))
+    os.kill(pid, signal.SIGKILL)
+
+
+def memory(pid):
+    """Kilobytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if "VmRSS" in line).split()[1])
+
+
+def shown():
+    """The agent, in a mount namespace of its own, is shown this file for the caller's control groups. Needs root."""
+    agent, file = int(ARGUMENTS[0]), ARGUMENTS[1]
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        theirs.recv(1)
+        hand_over(theirs, connect(SOCKET))
+        signal.pause()
+    enter = ["nsenter", f"--mount=/proc/{agent}/ns/mnt", "mount", "--bind", file, f"/proc/{pid}/cgroup"]
+    subprocess.run(enter, check=True)
+    before = memory(agent)
+    ours.send(b"x")
+    raw = Raw(take_over(ours))
+    events = raw.events()
+    answers = set()
+    for _ in range(50):
+        raw.call()
+        answers.add(said(next(events)))
+    print(*answers)
+    print("grown little", memory(agent) - before < 20_000)
     os.kill(pid, signal.SIGKILL)
 
 

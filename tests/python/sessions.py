@@ -18,6 +18,7 @@ from spiffe._proto import workload_pb2
 CASE, SOCKET, *ARGUMENTS = sys.argv[1:]
 NUMBER, OTHER = 4711, 4811
 CHILD_SUBREAPER = 36
+SET_NAME = 15
 
 
 def ask():
@@ -63,6 +64,8 @@ class Session:
                 if os.getpid() != number:
                     os._exit(0)
                 os.setsid()
+                # What stands behind the name in `stat` is not what it says there.
+                ctypes.CDLL(None).prctl(SET_NAME, b"a) R 1 (\nb) S 9", 0, 0, 0)
                 self.end.close()
                 serve(theirs)
             if pid == number:

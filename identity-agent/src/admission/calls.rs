@@ -1,15 +1,15 @@
-//! How often a process may call: a bucket of calls each, filled steadily.
+//! How often somebody may call, a process or a user: a bucket of calls each, filled steadily.
 
-use std::time::Instant;
+use std::{hash::Hash, time::Instant};
 
 use dashmap::DashMap;
 
-/// The calls of all processes.
+/// The calls of all, each by its number.
 #[derive(Debug)]
-pub(crate) struct Calls {
+pub(crate) struct Calls<K: Eq + Hash> {
     per_second: f64,
     burst: f64,
-    by_process: DashMap<i32, Bucket>,
+    by_number: DashMap<K, Bucket>,
 }
 
 #[derive(Debug)]
@@ -18,13 +18,13 @@ struct Bucket {
     at: Instant,
 }
 
-impl Calls {
-    /// So many of each process in a second, and so many at once.
+impl<K: Eq + Hash> Calls<K> {
+    /// So many of each in a second, and so many at once.
     pub(crate) fn new(per_second: f64, burst: f64) -> Self {
         Self {
             per_second,
             burst,
-            by_process: DashMap::new(),
+            by_number: DashMap::new(),
         }
     }
 
@@ -34,16 +34,16 @@ impl Calls {
         bucket.at = now;
     }
 
-    /// May this process call once more?
-    pub(crate) fn take(&self, pid: i32, now: Instant) -> bool {
-        if self.by_process.len() >= MAX_PROCESSES {
+    /// May this one call once more?
+    pub(crate) fn take(&self, number: K, now: Instant) -> bool {
+        if self.by_number.len() >= MAX_KNOWN {
             // Who has not called for a while has a full bucket, which is like none.
-            self.by_process.retain(|_, bucket| {
+            self.by_number.retain(|_, bucket| {
                 self.fill(bucket, now);
                 bucket.left < self.burst
             });
         }
-        let mut bucket = self.by_process.entry(pid).or_insert(Bucket {
+        let mut bucket = self.by_number.entry(number).or_insert(Bucket {
             left: self.burst,
             at: now,
         });
@@ -56,18 +56,18 @@ impl Calls {
     }
 }
 
-const MAX_PROCESSES: usize = 4096;
+const MAX_KNOWN: usize = 4096;
 
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Calls, MAX_PROCESSES};
+    use super::{Calls, MAX_KNOWN};
 
     const BURST: f64 = 500.0;
     const CALLS_PER_SECOND: f64 = 100.0;
 
-    fn takes(calls: &Calls, pid: i32, now: Instant) -> usize {
+    fn takes(calls: &Calls<i32>, pid: i32, now: Instant) -> usize {
         (0..2000).take_while(|_| calls.take(pid, now)).count()
     }
 
@@ -93,6 +93,6 @@ mod tests {
             let when = now + Duration::from_millis(u64::try_from(pid).unwrap());
             assert!(calls.take(pid, when));
         }
-        assert!(calls.by_process.len() <= MAX_PROCESSES);
+        assert!(calls.by_number.len() <= MAX_KNOWN);
     }
 }

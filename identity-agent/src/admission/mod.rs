@@ -31,16 +31,19 @@ pub struct Admission {
     /// What decides about those who are in.
     pub(crate) agent: Arc<Agent>,
     streams: Arc<Streams>,
-    calls: Calls,
+    calls: Calls<i32>,
+    calls_of_users: Calls<u32>,
 }
 
 impl Admission {
-    /// Of this agent.
-    pub fn new(agent: Arc<Agent>) -> Self {
+    /// Of this agent. All processes of a user may call so often in a second, and five times as often at once.
+    pub fn new(agent: Arc<Agent>, calls_of_user: u32) -> Self {
+        let of_user = f64::from(calls_of_user);
         Self {
             agent,
             streams: Arc::default(),
             calls: Calls::new(CALLS_PER_SECOND, BURST),
+            calls_of_users: Calls::new(of_user, of_user * BURST / CALLS_PER_SECOND),
         }
     }
 
@@ -81,11 +84,17 @@ impl Admission {
 
     /// May this process call once more a method that answers once?
     pub(crate) fn call(&self, process: &PinnedProcess) -> Result<(), Status> {
-        if self.calls.take(process.pid(), Instant::now()) {
-            return Ok(());
+        let now = Instant::now();
+        if !self.calls.take(process.pid(), now) {
+            let text = "too many calls; keep a token while it lasts";
+            return self.refuse("too_many_calls", Status::resource_exhausted(text));
         }
-        let text = "too many calls; keep a token while it lasts";
-        self.refuse("too_many_calls", Status::resource_exhausted(text))
+        // Many processes, or ever new ones, are no way around.
+        if !self.calls_of_users.take(process.uid(), now) {
+            let text = "too many calls of this user; keep a token while it lasts";
+            return self.refuse("too_many_calls_of_user", Status::resource_exhausted(text));
+        }
+        Ok(())
     }
 
     /// May whoever asks have one more request open? It counts until what is told here is dropped.

@@ -6,6 +6,7 @@
 
 mod http2_authority;
 mod listener;
+pub(crate) mod namespace;
 mod places;
 
 use std::{

@@ -1,6 +1,7 @@
 //! `agent.yaml`: what was written, and what it means.
 
 mod attestors;
+mod bound;
 mod federation;
 mod kubernetes;
 
@@ -15,7 +16,7 @@ use postern_policies::{
     Diagnostic,
     diagnostic::Problems,
     yaml::{
-        Fields, Node, Value, fields, read_one,
+        Fields, Node, fields, read_one,
         walls::{self, Walls},
     },
 };
@@ -23,6 +24,7 @@ use postern_spiffe::TrustDomain;
 
 pub use attestors::{Attestors, ImageEvidence, Kubelet};
 
+use self::bound::Bound;
 use crate::{
     authority::{Lifetimes, Upstream},
     federation::Peer,
@@ -42,6 +44,10 @@ pub struct Config {
     pub workload_api: PathBuf,
     /// How long a connection to it may have nothing open.
     pub workload_api_idle: Duration,
+    /// How often all processes of a user may call it in a second, where it answers once.
+    pub calls_of_user: u32,
+    /// Whom the agent has to see.
+    pub sees: Sees,
     /// The admin socket.
     pub admin: PathBuf,
     /// Where health and metrics are told.
@@ -72,6 +78,15 @@ pub struct Config {
     pub upstream: Option<Upstream>,
     /// What the agent puts around itself.
     pub walls: Walls,
+}
+
+/// The PID namespace whose processes call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sees {
+    /// The machine's, which has all the others in it.
+    Host,
+    /// The agent's own, whichever it is.
+    Own,
 }
 
 /// The policies that proxies are told.
@@ -105,10 +120,12 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
                 .ok()
         });
     let state = path(&all, "stateDir", "/var/lib/postern", folder, problems);
-    let known = ["socket", "idleTimeout"];
+    let known = ["socket", "idleTimeout", "callsOfUser", "pidNamespace"];
     let api = section(&all, "workloadApi", &known, problems);
     let workload_api = socket(api.as_ref(), "workloadApi", DEFAULT_SOCKET, problems);
     let idle = idle_timeout(api.as_ref(), problems);
+    let calls_of_user = CALLS_OF_USER.read(api.as_ref(), problems);
+    let sees = sees(api.as_ref(), problems);
     let admin = section(&all, "admin", &["socket"], problems);
     let admin = socket(admin.as_ref(), "admin", DEFAULT_ADMIN_SOCKET, problems);
     let health = section(&all, "health", &["listen"], problems).map_or_else(
@@ -148,7 +165,8 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
         Some(node) => Some(kubernetes::read(node, states_pods, folder, problems)?),
         None => None,
     };
-    let waiting_events = waiting_events(&all, problems);
+    let drift = section(&all, "drift", &["waitingEvents"], problems);
+    let waiting_events = WAITING_EVENTS.read(drift.as_ref(), problems);
     let federation = federation::read(&all, trust_domain.as_ref(), folder, problems);
     let publication = federation::publication(&all, trust_domain.as_ref(), folder, problems);
     let walls = walls(&all, folder, problems);
@@ -166,6 +184,8 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
         state: state?,
         workload_api,
         workload_api_idle: idle?,
+        calls_of_user: calls_of_user?,
+        sees: sees?,
         admin,
         health: health?,
         workloads: workloads?,
@@ -176,7 +196,7 @@ fn config(node: &Node, folder: &Path, problems: &mut Problems<'_>) -> Option<Con
         svid_ttl: lifetimes.svid,
         jwt_ttl: lifetimes.jwt,
         reattest: reattest?,
-        waiting_events: waiting_events?,
+        waiting_events: usize::try_from(waiting_events?).ok()?,
         federation: federation?,
         publication: publication?,
         upstream,
@@ -341,34 +361,42 @@ fn idle_timeout(section: Option<&Fields<'_>>, problems: &mut Problems<'_>) -> Op
     Some(idle)
 }
 
-/// `drift: {waitingEvents: 8192}`.
-fn waiting_events(all: &Fields<'_>, problems: &mut Problems<'_>) -> Option<usize> {
-    let section = section(all, "drift", &["waitingEvents"], problems);
-    let Some(node) = section.as_ref().and_then(|one| one.get("waitingEvents")) else {
-        return Some(DEFAULT_WAITING_EVENTS);
+/// `{pidNamespace: host}`.
+fn sees(section: Option<&Fields<'_>>, problems: &mut Problems<'_>) -> Option<Sees> {
+    let Some(node) = section.and_then(|section| section.get("pidNamespace")) else {
+        return Some(Sees::Host);
     };
-    let found = match node.value {
-        Value::Integer(number) => usize::try_from(number).ok(),
-        _ => None,
-    };
-    let found = found.filter(|number| WAITING_EVENTS.contains(number));
-    if found.is_none() {
-        problems.error_with(
-            node.at,
-            format!(
-                "`drift.waitingEvents` is not from {} to {}",
-                WAITING_EVENTS.start(),
-                WAITING_EVENTS.end()
-            ),
-            "each takes a kibibyte of the kernel's memory; `8192` is the default",
-        );
+    match fields::filled(node, "pidNamespace", problems)? {
+        "host" => Some(Sees::Host),
+        "own" => Some(Sees::Own),
+        _ => {
+            problems.error_with(
+                node.at,
+                "`workloadApi.pidNamespace` is neither `host` nor `own`",
+                "`host` is the default; `own` is for an agent that shares a container with all that call it",
+            );
+            None
+        }
     }
-    found
 }
 
 /// What a machine does in some seconds.
-const DEFAULT_WAITING_EVENTS: usize = 8_192;
-const WAITING_EVENTS: RangeInclusive<usize> = 16..=262_144;
+const WAITING_EVENTS: Bound = Bound {
+    section: "drift",
+    name: "waitingEvents",
+    default: 8_192,
+    range: 16..=262_144,
+    why: "each takes a kibibyte of the kernel's memory",
+};
+
+/// More tokens a second than the apps of a node need that keep them while they last.
+const CALLS_OF_USER: Bound = Bound {
+    section: "workloadApi",
+    name: "callsOfUser",
+    default: 1_000,
+    range: 1..=1_000_000,
+    why: "a signature takes some microseconds of a processor",
+};
 
 const DEFAULT_SOCKET: &str = "/run/postern/agent.sock";
 const DEFAULT_ADMIN_SOCKET: &str = "/run/postern/admin/admin.sock";
@@ -405,7 +433,7 @@ const DEFAULT_HEALTH: SocketAddr =
 mod tests {
     use std::{path::Path, time::Duration};
 
-    use super::{Config, Folder};
+    use super::{Config, Folder, Sees};
 
     fn read(text: &str) -> Result<Config, Vec<String>> {
         Config::read(Path::new("/etc/postern/agent.yaml"), text.as_bytes())
@@ -429,6 +457,10 @@ mod tests {
             let text = format!("trustDomain: a\ndrift: {{waitingEvents: {number}}}\n");
             assert_eq!(read(&text).is_ok(), is_good, "{number}");
         }
+        assert_eq!((config.calls_of_user, config.sees), (1_000, Sees::Host));
+        let text = "trustDomain: a\nworkloadApi: {callsOfUser: 1, pidNamespace: own}\n";
+        let config = read(text).unwrap();
+        assert_eq!((config.calls_of_user, config.sees), (1, Sees::Own));
         assert!(config.attestors.unix && config.attestors.posture);
         assert_eq!(config.attestors.image, None);
         let text = "trustDomain: a\nattestors: {k8s: {}, image: {keys: {release: r.pub}}}\n";
@@ -470,6 +502,17 @@ mod tests {
             refused(
                 &format!("trustDomain: a\nworkloadApi: {{idleTimeout: {idle}}}"),
                 &["idleTimeout`"],
+            );
+        }
+        for (key, value) in [
+            ("callsOfUser", "0"),
+            ("callsOfUser", "1000001"),
+            ("callsOfUser", "many"),
+            ("pidNamespace", "any"),
+        ] {
+            refused(
+                &format!("trustDomain: a\nworkloadApi: {{{key}: {value}}}"),
+                &[&format!("`workloadApi.{key}` is ")],
             );
         }
         refused(

@@ -375,3 +375,25 @@ fn the_socket_answers_the_protocols_of_health_and_reflection() {
         String::from_utf8_lossy(&output.stderr)
     );
 }
+
+#[test]
+fn every_method_but_envoys_wants_the_header_once_and_as_it_is_written() {
+    // FAULTS 23
+    let mut world = World::new().unwrap();
+    let socket = world.agent(&workload("1h")).unwrap();
+    let python = root().join("target/python/bin/python");
+    let script = root().join("tests/python/header.py");
+    let arguments = [script.to_str().unwrap(), socket.to_str().unwrap()];
+    let output = run(python.to_str().unwrap(), &arguments).unwrap();
+    // Who Envoy is tells the kernel; it cannot send the header.
+    let sds = "envoy.service.secret.v3.SecretDiscoveryService";
+    assert_eq!(
+        postern_tests::lines(&output, "header.py").unwrap(),
+        [
+            "methods True".to_owned(),
+            format!("without /{sds}/DeltaSecrets"),
+            format!("without /{sds}/StreamSecrets"),
+            format!("without /{sds}/FetchSecrets"),
+        ]
+    );
+}

@@ -2,7 +2,10 @@
 
 use std::{fs, process::Command};
 
-use postern_tests::{binaries, root, run, world::World};
+use postern_tests::{
+    binaries, root, run,
+    world::{World, free_address},
+};
 
 use super::{ours, own_uid, script, workload};
 
@@ -101,6 +104,18 @@ fn a_connection_is_that_of_the_program_that_opened_it_and_of_no_other() {
         script(&world, "callers.py", "handed", &[]),
         ["spiffe://example.org/ours spiffe://example.org/python"],
         "its twin executes nothing"
+    );
+}
+
+#[test]
+fn who_becomes_another_program_while_it_is_looked_at_is_one_of_them_or_nobody() {
+    // FAULTS 6
+    let world = world(&by_program(), "");
+    let said = script(&world, "callers.py", "races", &[&sleep()]);
+    let good = ["spiffe://example.org/python", DENIED];
+    assert!(
+        said.iter().all(|one| good.contains(&one.as_str())),
+        "{said:?}"
     );
 }
 
@@ -223,7 +238,12 @@ fn root_a_caller_whose_number_the_agent_cannot_see_gets_nothing_but_the_mend() {
     // FAULTS 9, 10
     let mut world = World::new().unwrap();
     let config = world.path().join("agent.yaml");
-    world.agent(&ours()).unwrap();
+    let health = free_address().unwrap();
+    let more = format!("health: {{listen: '{health}'}}\n");
+    world.agent_with(&ours(), &more).unwrap();
+    let ready = format!("http://{health}/healthz/ready");
+    let ready = || String::from_utf8(run("curl", &["-s", &ready]).unwrap().stdout).unwrap();
+    assert_eq!(ready(), "ok\n");
     world
         .signal("agent", rustix::process::Signal::TERM)
         .unwrap();
@@ -234,6 +254,7 @@ fn root_a_caller_whose_number_the_agent_cannot_see_gets_nothing_but_the_mend() {
     inside.arg(&agent).args(["run", "--config"]).arg(config);
     world.spawn("inside", &mut inside).unwrap();
     world.said("inside", "ready").unwrap();
+    assert!(ready().contains("hostPID: true"), "{}", ready());
     let output = super::fetch(&world, &agent);
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(
@@ -260,4 +281,125 @@ fn root_a_stream_ends_when_its_process_is_moved_to_another_control_group() {
     let said = script(&world, "callers.py", "moves", &[&group]);
     let _ = postern_tests::eventually("the group to be empty", || fs::remove_dir(&group).ok());
     assert_eq!(said, ["spiffe://example.org/grouped", DENIED]);
+}
+
+#[test]
+#[ignore = "needs root, to make a PID namespace"]
+fn root_an_agent_whose_namespace_is_meant_is_ready_and_one_with_the_hosts_proc_does_not_start() {
+    // FAULTS 10
+    let health = free_address().unwrap();
+    let more = format!("idleTimeout: 5m, pidNamespace: own\nhealth: {{listen: '{health}'}}\n");
+    let mut meant = World::new().unwrap();
+    let mut wrapper = Command::new("unshare");
+    wrapper.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    meant.agent_under(wrapper, &ours(), &more).unwrap();
+    let ready = format!("http://{health}/healthz/ready");
+    assert_eq!(run("curl", &["-s", &ready]).unwrap().stdout, b"ok\n");
+    // Numbers would be those of other processes there.
+    let mut world = World::new().unwrap();
+    world.agent(&ours()).unwrap();
+    world
+        .signal("agent", rustix::process::Signal::TERM)
+        .unwrap();
+    world.ended("agent").unwrap();
+    let mut inside = Command::new("unshare");
+    inside.args(["--pid", "--fork", "--kill-child"]);
+    inside.arg(binaries().unwrap().join("postern-agent"));
+    inside
+        .args(["run", "--config"])
+        .arg(world.path().join("agent.yaml"));
+    world.spawn("inside", &mut inside).unwrap();
+    assert_eq!(world.ended("inside").unwrap(), Some(1));
+    world.told("inside", "shows another PID namespace").unwrap();
+}
+
+#[test]
+#[ignore = "needs root, to show the agent other control groups"]
+fn root_a_text_of_control_groups_that_no_kernel_writes_or_that_is_too_long_is_refused() {
+    // FAULTS 13, 14
+    let mut world = World::new().unwrap();
+    let mut wrapper = Command::new("unshare");
+    wrapper.args(["--mount", "--propagation", "private"]);
+    let grouped = workload("grouped", "'cgroup:path:/postern-faults'");
+    let more = "attestors: {cgroup: {}}\n";
+    world.agent_under(wrapper, &grouped, more).unwrap();
+    let agent = world.pid("agent").unwrap().to_string();
+    let controllers: Vec<String> = (0..4_000).map(|number| format!("c{number}")).collect();
+    let good = "0::/postern-faults\n";
+    let texts = [
+        (good.to_owned(), true),
+        (format!("9:pids:/\n{good}"), true),
+        (format!("9:{}:/\n{good}", controllers.join(",")), true),
+        ("0::/postern-fault\n".to_owned(), false),
+        (format!("{good}nonsense\n"), false),
+        (format!("{good}9:pids\n"), false),
+        ("0:/postern-faults\n".to_owned(), false),
+        ("0::postern-faults\n".to_owned(), false),
+        (
+            format!("9:pids:/{}\n", "a".repeat(4096)).repeat(70) + good,
+            false,
+        ),
+        (good.to_owned(), true),
+    ];
+    for (text, is_good) in texts {
+        let file = world.write("groups", &text).unwrap();
+        let said = script(
+            &world,
+            "callers.py",
+            "shown",
+            &[&agent, file.to_str().unwrap()],
+        );
+        let expected = if is_good {
+            "spiffe://example.org/grouped"
+        } else {
+            DENIED
+        };
+        assert_eq!(said, [expected, "grown little True"], "{:.60}", text);
+    }
+}
+
+#[test]
+#[ignore = "needs root, to be another user"]
+fn root_nobody_of_the_agents_own_user_reads_its_memory() {
+    // FAULTS 7
+    let mut world = World::new().unwrap();
+    let program = world.path().join("postern-agent");
+    fs::copy(binaries().unwrap().join("postern-agent"), &program).unwrap();
+    let other = world
+        .agent(&ours())
+        .map(|_| world.path().join("agent.yaml"))
+        .unwrap();
+    world
+        .signal("agent", rustix::process::Signal::TERM)
+        .unwrap();
+    world.ended("agent").unwrap();
+    let owned = run("chown", &["-R", "12001", world.path().to_str().unwrap()]).unwrap();
+    assert!(owned.status.success());
+    let as_user = ["--reuid=12001", "--regid=12001", "--clear-groups"];
+    let mut agent = Command::new("setpriv");
+    agent
+        .args(as_user)
+        .arg(&program)
+        .args(["run", "--config"])
+        .arg(other);
+    world.spawn("own", &mut agent).unwrap();
+    world.said("own", "ready").unwrap();
+    let mut twin = Command::new("setpriv");
+    world
+        .spawn("twin", twin.args(as_user).args(["sleep", "60"]))
+        .unwrap();
+    let reads = |name: &str, what: &str| {
+        let path = format!("/proc/{}/{what}", world.pid(name).unwrap());
+        let mut head = Command::new("setpriv");
+        head.args(as_user)
+            .args(["dd", "count=0", &format!("if={path}")]);
+        head.output().unwrap().status.success()
+    };
+    postern_tests::eventually("the twin to be another user", || {
+        reads("twin", "mem").then_some(())
+    })
+    .unwrap();
+    for what in ["mem", "environ", "maps"] {
+        assert!(reads("twin", what) && !reads("own", what), "{what}");
+    }
 }

@@ -23,10 +23,12 @@ fn world() -> (World, String) {
 #[test]
 fn one_process_opens_so_many_streams_and_no_more() {
     // FAULTS 25
-    let (world, _) = world();
+    let (world, agent) = world();
     let said = script(&world, "crowds.py", "streams", &[]);
     // ResourceExhausted.
     assert_eq!(said, ["opened 256 status 8"]);
+    let said = script(&world, "crowds.py", "all_streams", &[&agent]);
+    assert_eq!(said, ["opened 256 refused 4744", "grown little True"]);
     a_good_client_is_served(&world);
 }
 
@@ -165,4 +167,35 @@ fn after_a_restart_all_are_served_again_with_few_signatures() {
     let issued = log.matches("an identity was issued").count();
     // They are in one pod: the session of this test.
     assert!(issued < 10, "{issued} signatures for 30 readers");
+}
+
+#[test]
+fn a_user_with_many_processes_calls_so_often_and_no_more() {
+    // FAULTS 49
+    let mut world = World::new().unwrap();
+    let more = "idleTimeout: 5m, callsOfUser: 1\n";
+    world.agent_with(&ours(), more).unwrap();
+    let said = script(&world, "crowds.py", "unary", &["30"]);
+    // All ask for no audience; five are let in at once, each of another process.
+    assert_eq!(said.get(..5).unwrap(), ["status 3"; 5]);
+    assert!(said.iter().any(|one| one == "status 8"), "{said:?}");
+    a_good_client_is_served(&world);
+    let (world, _) = self::world();
+    assert_eq!(
+        script(&world, "crowds.py", "unary", &["30"]),
+        ["status 3"; 30]
+    );
+}
+
+#[test]
+#[ignore = "needs root, to be another user"]
+fn root_a_user_who_calls_too_often_takes_no_call_from_others() {
+    // FAULTS 49
+    let mut world = World::new().unwrap();
+    let more = "idleTimeout: 5m, callsOfUser: 1\n";
+    world.agent_with(&ours(), more).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(world.path(), open).unwrap();
+    let said = script(&world, "crowds.py", "unary", &["30", "12001"]);
+    assert_eq!(said.get(29..).unwrap(), ["status 8", "status 3"]);
 }

@@ -79,6 +79,7 @@ const SELDOM: &str = "reattest: {every: 60s}\n";
 #[test]
 #[ignore = "needs root, to give a number out again"]
 fn root_a_session_is_told_nothing_that_one_of_its_number_had() {
+    // FAULTS 19: its processes have a name of brackets and lines.
     let numbered = Numbered::new("[]", &ours(), SELDOM);
     assert_eq!(
         numbered.lines("reused"),

@@ -70,6 +70,14 @@ fn what_lies_in_the_sockets_place_stays_unless_it_is_a_socket_that_nobody_serves
             .is_symlink()
     );
     assert!(fs::metadata(&other).unwrap().file_type().is_socket());
+    // Somebody's socket, which he serves.
+    fs::remove_file(&socket).unwrap();
+    let served = UnixListener::bind(&socket).unwrap();
+    assert!(refused(&mut world).contains("somebody serves"));
+    assert!(socket.exists());
+    drop(served);
+    world.agent(&ours()).unwrap();
+    a_good_client_is_served(&world);
 }
 
 #[test]
@@ -79,6 +87,89 @@ fn a_second_agent_leaves_the_first_one_alone() {
     world.agent(&ours()).unwrap();
     let said = refused(&mut world);
     assert!(said.contains("another agent uses the state"), "{said}");
+    a_good_client_is_served(&world);
+    // The same socket with a state of its own, and the same state with sockets of its own.
+    let config = world.path().join("agent.yaml");
+    let first = fs::read_to_string(&config).unwrap();
+    fs::write(&config, first.replace("stateDir: state", "stateDir: other")).unwrap();
+    let said = refused(&mut world);
+    assert!(said.contains("is another agent running?"), "{said}");
+    a_good_client_is_served(&world);
+    let elsewhere = first
+        .replace("/public/", "/public2/")
+        .replace("/admin/", "/admin2/");
+    fs::write(&config, elsewhere).unwrap();
+    let said = refused(&mut world);
+    assert!(said.contains("another agent uses the state"), "{said}");
+    a_good_client_is_served(&world);
+}
+
+/// What another user cannot do is done by root a moment later, so it is not for another reason.
+#[track_caller]
+fn is_for_the_owner(line: &str) {
+    let as_user = |uid: &str| {
+        let arguments = [
+            &format!("--reuid={uid}"),
+            "--clear-groups",
+            "sh",
+            "-c",
+            line,
+        ];
+        let output = Command::new("setpriv").args(arguments).output().unwrap();
+        output.status.success()
+    };
+    assert!(!as_user("12001"), "{line}");
+    assert!(as_user("0"), "{line}");
+}
+
+#[test]
+#[ignore = "needs root, to be another user"]
+fn root_others_reach_the_workload_api_and_neither_replace_nor_read_what_is_beside_it() {
+    // FAULTS 20
+    let mut world = World::new().unwrap();
+    let socket = world
+        .agent(&super::workload("other", "'unix:uid:12001'"))
+        .unwrap();
+    fs::set_permissions(world.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (folder, agent) = (
+        world.path().display(),
+        binaries().unwrap().join("postern-agent"),
+    );
+    let program = world.path().join("program");
+    fs::copy(agent, &program).unwrap();
+    let program = program.display();
+    let fetched = Command::new("setpriv")
+        .args(["--reuid=12001", "--clear-groups"])
+        .arg(world.path().join("program"))
+        .args(["api", "fetch", "-socketPath"])
+        .arg(&socket)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&fetched.stderr);
+    assert!(fetched.status.success(), "{error}");
+    is_for_the_owner(&format!(
+        "touch {folder}/public/mine && rm {folder}/public/mine"
+    ));
+    is_for_the_owner(&format!(
+        "cd {folder}/public && mv agent.sock x && mv x agent.sock"
+    ));
+    is_for_the_owner(&format!("cat {folder}/state/authority.json"));
+    is_for_the_owner(&format!(
+        "{program} bundle show -socketPath {folder}/admin/admin.sock"
+    ));
+}
+
+#[test]
+fn a_socket_that_others_could_replace_is_not_opened() {
+    // FAULTS 20
+    let mut world = World::new().unwrap();
+    let public = world.path().join("public");
+    fs::create_dir(&public).unwrap();
+    fs::set_permissions(&public, fs::Permissions::from_mode(0o777)).unwrap();
+    let said = world.refused_agent(&ours(), "").unwrap();
+    assert!(said.contains("can be written by others"), "{said}");
+    fs::set_permissions(&public, fs::Permissions::from_mode(0o755)).unwrap();
+    world.agent(&ours()).unwrap();
     a_good_client_is_served(&world);
 }
 

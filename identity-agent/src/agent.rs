@@ -41,6 +41,7 @@ use crate::{
     federation::Federation,
     monitor::{Followed, Mounts},
     registry::{Registry, matching, nearest_misses},
+    settled::Settled,
     telemetry::{AUDITED_REFUSALS, ISSUED, ISSUED_TO_USER, Metrics, PODS, ReasonLabel, WARM_SVIDS},
 };
 
@@ -78,6 +79,7 @@ pub struct Agent {
     /// Who is looked at now.
     pub(crate) turns: Turns,
     ledger: Ledger,
+    pub(crate) settled: Settled,
     pods: Pods,
     asking: Asking,
     /// Whose events were lost since the last look, as a set.
@@ -106,7 +108,22 @@ pub struct Trust {
 }
 
 /// Revocation lists in DER, and when they were signed.
-type SignedLists = (Arc<[Bytes]>, Instant);
+#[derive(Debug)]
+struct SignedLists {
+    lists: Arc<[Bytes]>,
+    at: SystemTime,
+}
+
+impl SignedLists {
+    /// Are they about to end, or of the future? Where the clock was set back, what had ended by it is to be
+    /// on them again, and for others they do not count yet.
+    fn are_to_be_renewed(&self, now: SystemTime) -> bool {
+        match now.duration_since(self.at) {
+            Ok(age) => age > LISTS_RENEWED_AFTER && !self.lists.is_empty(),
+            Err(_) => true,
+        }
+    }
+}
 
 /// What an agent is put together from.
 #[derive(Debug)]
@@ -144,6 +161,7 @@ impl Agent {
             told_lacks: Calls::new(1.0, 1.0),
             turns: Turns::default(),
             ledger: parts.ledger,
+            settled: Settled::begin(),
             pods,
             asking: Asking::default(),
             lost: AtomicU8::new(0),
@@ -376,7 +394,8 @@ impl Agent {
         now: SystemTime,
     ) -> Result<Warm, CannotIssue> {
         let (pod, owner) = (entitled.pod, entitled.uid);
-        self.ledger.has_room(owner, self.authority.revoked(now))?;
+        self.ledger
+            .has_room(owner, self.authority.revoked(now), now)?;
         let lifetime = workload
             .svid_ttl
             .unwrap_or_else(|| self.authority.svid_lifetime());
@@ -498,12 +517,16 @@ impl Agent {
     /// As [`Authority::revocation_lists`].
     pub fn revocation_lists(&self) -> Result<Vec<Bytes>, StateError> {
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((lists, _)) = &*lists {
-            return Ok(lists.to_vec());
+        if let Some(signed) = &*lists {
+            return Ok(signed.lists.to_vec());
         }
-        let signed = self.authority.revocation_lists(SystemTime::now())?;
+        let at = SystemTime::now();
+        let signed = self.authority.revocation_lists(at)?;
         let signed: Arc<[Bytes]> = signed.into_iter().map(Bytes::from).collect();
-        *lists = Some((signed.clone(), Instant::now()));
+        *lists = Some(SignedLists {
+            lists: signed.clone(),
+            at,
+        });
         Ok(signed.to_vec())
     }
 
@@ -512,14 +535,13 @@ impl Agent {
         *self.lists.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Has lists that were signed long ago signed anew.
-    fn renew_old_lists(&self) {
+    /// Has lists that were signed long ago, or by a clock that was set back, signed anew.
+    fn renew_old_lists(&self, now: SystemTime) {
         let lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_old = |at: Instant| at.elapsed() > LISTS_RENEWED_AFTER;
-        let old = lists.as_ref();
-        let is_old = old.is_some_and(|(lists, at)| !lists.is_empty() && is_old(*at));
+        let signed = lists.as_ref();
+        let is_due = signed.is_some_and(|signed| signed.are_to_be_renewed(now));
         drop(lists);
-        if is_old {
+        if is_due {
             self.renew_lists();
             self.announce();
         }
@@ -530,9 +552,9 @@ impl Agent {
         if taken.is_empty() {
             return;
         }
-        let number = u64::try_from(taken.len()).unwrap_or(u64::MAX);
-        self.metrics.svids_revoked.inc_by(number);
-        for record in taken {
+        // The others are kept for a clock that goes back.
+        for record in taken.iter().filter(|one| one.svid.expires > now) {
+            self.metrics.svids_revoked.inc();
             tracing::warn!(
                 target: "audit",
                 workload = %record.workload,
@@ -543,7 +565,7 @@ impl Agent {
             );
         }
         let svids: Vec<RevokedSvid> = taken.iter().map(|record| record.svid.clone()).collect();
-        if let Err(error) = self.authority.revoke(&svids, now) {
+        if let Err(error) = self.authority.revoke(&svids, now, self.settled.now()) {
             self.metrics.state_writes_failed.inc();
             tracing::error!(%error, "a revocation holds, but could not be written down");
         }

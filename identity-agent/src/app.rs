@@ -34,6 +34,7 @@ use crate::{
     monitor, publish,
     registry::{Policies, Registry, RegistryError, Store},
     sds::Sds,
+    settled,
     sockets::Sockets,
     telemetry::{self, Metrics, Readiness},
     walls,
@@ -250,8 +251,9 @@ fn open(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Agent> {
     let federation = Federation::open(config.federation.clone(), config.state.join("federated"))
         .context("`federation`")?;
     let attestors = Attestors::configured(&config.attestors, &config.workload_api);
-    let ledger = Ledger::open(&config.state, SystemTime::now())
+    let ledger = Ledger::open(&config.state, settled::at_start(SystemTime::now()))
         .context("the ledger of issued SVIDs (`issued.jsonl` in `stateDir`)")?;
+    metrics.ledger_lines_lost.inc_by(ledger.lost);
     Ok(Agent::new(Parts {
         attestors,
         registry,

@@ -7,7 +7,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -148,7 +150,10 @@ impl Federation {
             }
         }
         let path = self.written(&peer.trust_domain);
-        fs::create_dir_all(&self.folder)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.folder)?;
         replace_file(&path, json).with_context(|| format!("cannot write `{}`", path.display()))?;
         self.put(&peer.trust_domain, document);
         Ok(true)

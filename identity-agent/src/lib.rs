@@ -21,6 +21,8 @@ pub mod attest;
 
 mod guarded;
 
+mod settled;
+
 pub mod registry;
 
 pub mod kubernetes;

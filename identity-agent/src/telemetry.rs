@@ -104,6 +104,8 @@ pub struct Metrics {
     pub workloads_current: Gauge,
     /// Changes of the state that could not be written.
     pub state_writes_failed: Counter,
+    /// Lines of the ledger of issued SVIDs that could not be read.
+    pub ledger_lines_lost: Counter,
     /// Bounds that were reached.
     pub bounds_reached: Family<BoundLabel, Counter>,
     /// Objects of the API server that are known.
@@ -191,6 +193,7 @@ impl Metrics {
             reloads_failed: Counter::default(),
             workloads_current: Gauge::default(),
             state_writes_failed: Counter::default(),
+            ledger_lines_lost: Counter::default(),
             bounds_reached: Family::default(),
             kubernetes_objects: Family::default(),
             kubernetes_current: Family::default(),
@@ -274,6 +277,11 @@ impl Metrics {
             "state_writes_failed",
             "Changes of the state folder that could not be written",
             metrics.state_writes_failed.clone(),
+        );
+        all.register(
+            "ledger_lines_lost",
+            "Lines of the ledger of issued SVIDs that could not be read at the start",
+            metrics.ledger_lines_lost.clone(),
         );
         all.register(
             "bounds_reached",

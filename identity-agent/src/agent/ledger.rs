@@ -2,11 +2,12 @@
 //!
 //! Each is written down when it is issued, as a line at the end of a file that is read at the start. The
 //! lines are not synced: a crash of the agent loses none, and one of the machine only what belonged to
-//! processes that ended with it. The file is replaced by a shorter one when most of it has ended.
+//! processes that ended with it. The file is replaced by a shorter one when most of it has ended. One that cannot be read
+//! whole is kept aside: what it says of cannot be taken back, and somebody should know.
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -44,6 +45,8 @@ pub struct Ledger {
     limits: Limits,
     /// Which start of the machine this is. The numbers of pods mean something within one.
     boot: Option<String>,
+    /// So many lines could not be read at the start.
+    pub(crate) lost: u64,
     inner: Mutex<Inner>,
 }
 
@@ -75,6 +78,16 @@ impl Inner {
         let taken = self.taken.iter().map(|(owner, _)| *owner);
         for owner in out.chain(taken).flatten() {
             *self.of_user.entry(owner).or_default() += 1;
+        }
+    }
+
+    fn room(&self, limits: Limits, owner: u32, revoked: usize) -> Result<(), NotNoted> {
+        if self.records.len() + revoked >= limits.all {
+            return Err(NotNoted::Full);
+        }
+        match self.of_user.get(&owner) {
+            Some(held) if *held >= limits.of_user => Err(NotNoted::FullOfUser(owner)),
+            _ => Ok(()),
         }
     }
 
@@ -124,40 +137,30 @@ pub enum NotNoted {
 }
 
 impl Ledger {
-    /// Reads what was written down in this folder and is still out there.
+    /// Reads what was written down in this folder and has not ended for good by `settled`.
     ///
     /// # Errors
-    /// The file can be neither read nor made; callers do not start.
-    pub fn open(folder: &Path, now: SystemTime) -> io::Result<Self> {
+    /// The file can be neither read nor made, or is of a newer version; callers do not start.
+    pub fn open(folder: &Path, settled: SystemTime) -> io::Result<Self> {
         let boot = read_text(Path::new("/proc/sys/kernel/random/boot_id")).ok();
         let boot = boot.map(|id| id.trim().to_owned());
-        Self::open_within(LIMITS, folder, now, boot)
+        Self::open_within(LIMITS, folder, settled, boot)
     }
 
     /// The same, within these limits and after this start of the machine.
     fn open_within(
         limits: Limits,
         folder: &Path,
-        now: SystemTime,
+        settled: SystemTime,
         boot: Option<String>,
     ) -> io::Result<Self> {
         let path = folder.join(FILE);
-        let mut records = Vec::new();
-        match File::open(&path) {
-            Ok(file) => {
-                for line in BufReader::new(file).lines() {
-                    let entry = serde_json::from_str::<Entry>(&line?).ok();
-                    let is_read = entry.and_then(|entry| entry.put(&mut records, boot.as_deref()));
-                    // The last one may have been cut.
-                    if is_read.is_none() {
-                        tracing::warn!(path = %path.display(), "a line of the issued SVIDs cannot be read; that one cannot be taken back");
-                    }
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        let (mut records, lost) = read(&path, boot.as_deref())?;
+        if lost > 0 {
+            let kept = keep_aside(&path)?;
+            tracing::error!(path = %path.display(), kept = %kept.display(), lines = lost, "the ledger of issued SVIDs is damaged; what cannot be read of it cannot be taken back");
         }
-        records.retain(|record: &Record| record.svid.expires > now);
+        records.retain(|record: &Record| record.svid.expires > settled);
         let file = write_anew(&path, &records, boot.as_deref())?;
         let lines = records.len();
         let mut inner = Inner {
@@ -173,6 +176,7 @@ impl Ledger {
             path,
             limits,
             boot,
+            lost,
             inner: Mutex::new(inner),
         })
     }
@@ -181,16 +185,20 @@ impl Ledger {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Is there room for one more of this user, beside so many that were taken back?
-    pub(super) fn has_room(&self, owner: u32, revoked: usize) -> Result<(), NotNoted> {
-        let (limits, inner) = (self.limits, self.locked());
-        if inner.records.len() + revoked >= limits.all {
-            return Err(NotNoted::Full);
-        }
-        match inner.of_user.get(&owner) {
-            Some(held) if *held >= limits.of_user => Err(NotNoted::FullOfUser(owner)),
-            _ => Ok(()),
-        }
+    /// Is there room for one more of this user, beside so many that were taken back? What is kept although
+    /// it has ended gives way.
+    pub(super) fn has_room(
+        &self,
+        owner: u32,
+        revoked: usize,
+        now: SystemTime,
+    ) -> Result<(), NotNoted> {
+        let mut inner = self.locked();
+        inner.room(self.limits, owner, revoked).or_else(|_| {
+            inner.records.retain(|record| record.svid.expires > now);
+            inner.recount();
+            inner.room(self.limits, owner, revoked)
+        })
     }
 
     /// Notes one. One that cannot be written down is not noted at all.
@@ -243,15 +251,19 @@ impl Ledger {
         taken
     }
 
-    /// Forgets what has ended; tells whose identities are out there, and where.
-    pub(super) fn held(&self, now: SystemTime) -> (HashSet<(WorkloadName, Pod)>, io::Result<()>) {
+    /// Forgets what has ended for good; tells whose identities are out there now, and where.
+    pub(super) fn held(
+        &self,
+        now: SystemTime,
+        settled: SystemTime,
+    ) -> (HashSet<(WorkloadName, Pod)>, io::Result<()>) {
         let mut inner = self.locked();
-        inner.records.retain(|record| record.svid.expires > now);
+        inner.records.retain(|record| record.svid.expires > settled);
         inner.taken.retain(|(_, expires)| *expires > now);
         inner.recount();
         let held = inner.records.iter();
         let held = held
-            .filter(|record| record.pod != Pod::Ended)
+            .filter(|record| record.pod != Pod::Ended && record.svid.expires > now)
             .map(|record| (record.workload.clone(), record.pod))
             .collect();
         (held, inner.shorten(&self.path, self.boot.as_deref()))
@@ -267,12 +279,58 @@ fn end(records: &mut [Record], pod: Pod) -> bool {
     })
 }
 
+/// What stands in the file, and how many lines of it cannot be read. One without any is none that was ever
+/// written, or had something in it before.
+fn read(path: &Path, boot: Option<&str>) -> io::Result<(Vec<Record>, u64)> {
+    let (mut records, mut lost) = (Vec::new(), 0);
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((records, lost)),
+        opened => BufReader::new(opened?),
+    };
+    if file.fill_buf()?.is_empty() {
+        return Ok((records, 1));
+    }
+    for line in file.split(b'\n') {
+        match serde_json::from_slice(&line?).ok() {
+            Some(Entry::Version { version }) if version != VERSION => return Err(newer(version)),
+            Some(entry) => lost += u64::from(entry.put(&mut records, boot).is_none()),
+            None => lost += 1,
+        }
+    }
+    Ok((records, lost))
+}
+
+fn newer(version: u32) -> io::Error {
+    let text = format!(
+        "it has version {version}, and this program knows version {VERSION}; it was left as it is"
+    );
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+/// Gives the file a second name, under which it stays.
+fn keep_aside(path: &Path) -> io::Result<PathBuf> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default().as_secs();
+    let mut taken = io::Error::from(io::ErrorKind::AlreadyExists);
+    for second in now..now + KEPT_AT_ONCE {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".damaged-{second}"));
+        match fs::hard_link(path, &name) {
+            Ok(()) => return Ok(name.into()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => taken = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(taken)
+}
+
 /// Replaces the file, and opens it to be written on.
 fn write_anew(path: &Path, records: &[Record], boot: Option<&str>) -> io::Result<File> {
-    let lines = records
-        .iter()
-        .map(|record| line_of(record, boot))
-        .collect::<io::Result<String>>()?;
+    let version = Entry::Version { version: VERSION };
+    let mut lines = serde_json::to_string(&version)? + "\n";
+    for record in records {
+        lines += &line_of(record, boot)?;
+    }
     replace_file(path, lines.as_bytes())?;
     // Made again if it is gone: what is written on must be what is found at the next start.
     let mut options = OpenOptions::new();
@@ -290,6 +348,11 @@ enum Entry {
         /// Which.
         ended: Pod,
     },
+    /// The first line, but not of older versions.
+    Version {
+        /// Of the file.
+        version: u32,
+    },
 }
 
 impl Entry {
@@ -298,6 +361,7 @@ impl Entry {
         match self {
             Self::Issued(line) => records.push(line.meaning(boot)?),
             Self::Ended { ended } => drop(end(records, ended)),
+            Self::Version { .. } => {}
         }
         Some(())
     }
@@ -368,6 +432,10 @@ fn line_of(record: &Record, boot: Option<&str>) -> io::Result<String> {
 }
 
 const FILE: &str = "issued.jsonl";
+const VERSION: u32 = 1;
+
+/// So many damaged files of one second are none that an agent leaves.
+const KEPT_AT_ONCE: u64 = 60;
 
 /// More than the pods of a node hold. A revocation list of them has under 3 MiB; a message of more than
 /// 4 MiB is none that clients of gRPC take.
@@ -426,10 +494,11 @@ mod tests {
         // The machine stopped while the last line was written.
         let path = folder.path().join(FILE);
         let text = std::fs::read_to_string(&path).unwrap();
-        assert_eq!(text.lines().count(), 2);
+        assert_eq!(text.lines().count(), 3);
         std::fs::write(&path, text + "{\"namespace\":\"def").unwrap();
         let ledger = Ledger::open(folder.path(), now + 2 * second).unwrap();
-        let (held, written) = ledger.held(now + 2 * second);
+        assert_eq!(ledger.lost, 1);
+        let (held, written) = ledger.held(now + 2 * second, now + 2 * second);
         written.unwrap();
         assert_eq!(held.len(), 1);
         let taken = ledger.take(|record| &*record.workload.name == "a");
@@ -446,16 +515,19 @@ mod tests {
         };
         let expires = now + Duration::from_secs(60);
         after("one").note(record("a", expires)).unwrap();
-        assert_eq!(after("one").held(now).0.len(), 1, "the agent alone");
+        assert_eq!(after("one").held(now, now).0.len(), 1, "the agent alone");
         let ledger = after("two");
-        assert!(ledger.held(now).0.is_empty());
+        assert!(ledger.held(now, now).0.is_empty());
         // It is out there all the same.
         let gone = Record {
             pod: Pod::Ended,
             ..record("a", expires)
         };
         assert_eq!(ledger.take(|_| true), [gone]);
-        assert!(after("one").held(now).0.is_empty(), "it is written down");
+        assert!(
+            after("one").held(now, now).0.is_empty(),
+            "it is written down"
+        );
     }
 
     #[test]
@@ -467,11 +539,11 @@ mod tests {
         let ledger = open();
         ledger.note(record("a", expires)).unwrap();
         ledger.end(Pod::Session(8)).unwrap();
-        assert_eq!(ledger.held(now).0.len(), 1, "another one ended");
+        assert_eq!(ledger.held(now, now).0.len(), 1, "another one ended");
         ledger.end(Pod::Session(7)).unwrap();
         ledger.note(record("b", expires)).unwrap();
         for ledger in [ledger, open(), open()] {
-            let held: Vec<_> = ledger.held(now).0.into_iter().collect();
+            let held: Vec<_> = ledger.held(now, now).0.into_iter().collect();
             assert_eq!(held, [(record("b", expires).workload, Pod::Session(7))]);
             assert_eq!(ledger.take(|one| one.pod == Pod::Ended).len(), 1);
         }
@@ -489,11 +561,12 @@ mod tests {
         }
         let lines = || {
             let text = std::fs::read_to_string(folder.path().join(FILE)).unwrap();
-            text.lines().count()
+            text.lines().count() - 1
         };
-        ledger.held(now).1.unwrap();
+        ledger.held(now, now).1.unwrap();
         assert_eq!(lines(), 1_500);
-        ledger.held(now + Duration::from_secs(2)).1.unwrap();
+        let later = now + Duration::from_secs(2);
+        ledger.held(later, later).1.unwrap();
         assert_eq!(lines(), 0);
         ledger
             .note(record("b", now + Duration::from_secs(9)))
@@ -516,7 +589,7 @@ mod tests {
         let limits = Limits { all: 4, of_user: 3 };
         let open = || Ledger::open_within(limits, folder.path(), now, None).unwrap();
         let refused = |ledger: &Ledger, owner| {
-            let room = ledger.has_room(owner, 0);
+            let room = ledger.has_room(owner, 0, now);
             matches!(room, Err(NotNoted::FullOfUser(user)) if user == owner)
         };
         let mut ledger = open();
@@ -527,19 +600,90 @@ mod tests {
         // After a restart too.
         for _ in 0..2 {
             assert!(refused(&ledger, 1));
-            assert!(ledger.has_room(2, 0).is_ok());
+            assert!(ledger.has_room(2, 0, now).is_ok());
             drop(ledger);
             ledger = open();
         }
         ledger.note(of_user(2, "d", end)).unwrap();
-        assert!(matches!(ledger.has_room(3, 0), Err(NotNoted::Full)));
+        assert!(matches!(ledger.has_room(3, 0, now), Err(NotNoted::Full)));
         // What was taken back is on the lists, and counts until it ends.
         assert_eq!(ledger.take(|one| one.owner == Some(1)).len(), 3);
         assert!(refused(&ledger, 1));
-        assert!(ledger.has_room(2, 2).is_ok());
-        assert!(matches!(ledger.has_room(2, 3), Err(NotNoted::Full)));
-        ledger.held(end).1.unwrap();
-        assert!(ledger.has_room(1, 0).is_ok());
+        assert!(ledger.has_room(2, 2, now).is_ok());
+        assert!(matches!(ledger.has_room(2, 3, now), Err(NotNoted::Full)));
+        ledger.held(end, end).1.unwrap();
+        assert!(ledger.has_room(1, 0, end).is_ok());
+    }
+
+    #[test]
+    fn what_has_ended_by_a_clock_that_jumped_is_kept_and_gives_way_where_there_is_no_room() {
+        // FAULTS 36, 37
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let (end, jumped) = (
+            now + Duration::from_secs(60),
+            now + Duration::from_secs(7_200),
+        );
+        let limits = Limits { all: 2, of_user: 2 };
+        let ledger = Ledger::open_within(limits, folder.path(), now, None).unwrap();
+        ledger.note(record("a", end)).unwrap();
+        assert!(ledger.held(jumped, now).0.is_empty());
+        assert_eq!(ledger.held(now, now).0.len(), 1, "the clock is back");
+        ledger.note(record("b", end)).unwrap();
+        assert!(matches!(ledger.has_room(1, 0, now), Err(NotNoted::Full)));
+        assert!(ledger.has_room(1, 0, jumped).is_ok());
+        assert!(ledger.take(|_| true).is_empty(), "they gave way");
+    }
+
+    #[test]
+    fn a_damaged_file_is_kept_aside_and_what_can_be_read_of_it_counts() {
+        // FAULTS 35
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let open = || Ledger::open(folder.path(), now).unwrap();
+        let expires = now + Duration::from_secs(60);
+        open().note(record("a", expires)).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        let kept = || {
+            let all = std::fs::read_dir(folder.path()).unwrap().flatten();
+            let all = all.map(|one| one.path());
+            let all = all.filter(|one| one.display().to_string().contains(".damaged-"));
+            all.collect::<Vec<_>>()
+        };
+        assert_eq!((open().lost, kept().len()), (0, 0));
+        for (number, (damage, lost, left)) in [
+            (vec![], 1, 0),
+            (good[..good.len() - 9].to_vec(), 1, 0),
+            ([b"\xff\xfe\n", &*good].concat(), 1, 1),
+            ([&*good, b"{}\n{}\n"].concat(), 2, 1),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            std::fs::write(&path, &damage).unwrap();
+            let ledger = open();
+            assert_eq!(ledger.lost, lost);
+            assert_eq!(ledger.held(now, now).0.len(), left);
+            assert_eq!(kept().len(), number + 1);
+            let same = |one: &std::path::PathBuf| std::fs::read(one).unwrap() == damage;
+            assert!(kept().iter().any(same), "it is as it was");
+            drop(ledger);
+            assert_eq!(open().lost, 0, "it is written anew");
+        }
+        let newer = "{\"version\":2}\n";
+        std::fs::write(&path, newer).unwrap();
+        let refused = Ledger::open(folder.path(), now).unwrap_err().to_string();
+        assert!(refused.contains("it has version 2"), "{refused}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), newer);
+        // As the versions before wrote it.
+        let (_, older) = std::str::from_utf8(&good)
+            .unwrap()
+            .split_once('\n')
+            .unwrap();
+        std::fs::write(&path, older).unwrap();
+        let ledger = open();
+        assert_eq!((ledger.lost, ledger.held(now, now).0.len()), (0, 1));
     }
 
     #[test]
@@ -554,7 +698,7 @@ mod tests {
         let good = std::mem::replace(&mut ledger.locked().file, full.unwrap());
         let refused = ledger.note(record("b", end));
         assert!(matches!(refused, Err(NotNoted::Write(_))), "{refused:?}");
-        assert_eq!(ledger.held(now).0.len(), 1);
+        assert_eq!(ledger.held(now, now).0.len(), 1);
         ledger.locked().file = good;
         ledger.note(record("c", end)).unwrap();
         let ledger = Ledger::open(folder.path(), now).unwrap();

@@ -39,17 +39,17 @@ impl Agent {
     /// One round of watching: forgets what has ended, looks at every pod that holds an identity.
     /// Blocking.
     pub fn watch_pods(&self, now: SystemTime) {
-        let (held, written) = self.ledger.held(now);
+        let (held, written) = self.ledger.held(now, self.settled.now());
         if let Err(error) = written {
             self.not_noted(&error.into());
         }
         self.warm.forget_due();
         let held = match self.forget_others() {
-            true => self.ledger.held(now).0,
+            true => self.ledger.held(now, self.settled.now()).0,
             false => held,
         };
         self.followed.forget_ended();
-        self.renew_old_lists();
+        self.renew_old_lists(now);
         let lost = self.lost.swap(0, Ordering::Relaxed);
         let set = self.registry.current();
         let watched: Vec<(&Workload, Pod)> = held
@@ -93,7 +93,8 @@ impl Agent {
     /// Forgets what belongs to the numbers of pods that are others' by now: nothing that they do is held
     /// against those that had the numbers before. Tells whether there was anything. Blocking.
     pub(super) fn forget_others(&self) -> bool {
-        let known = self.known_pods(&self.ledger.held(SystemTime::now()).0);
+        let (held, _) = self.ledger.held(SystemTime::now(), self.settled.now());
+        let known = self.known_pods(&held);
         let mut is_any = false;
         let checked = self.pods.check(&known, |pod, standing| {
             is_any = true;
@@ -273,7 +274,7 @@ impl Agent {
     pub fn learn(&self, name: &str) -> Option<Learnt> {
         let set = self.registry.current();
         let workload = set.workloads().find(|one| one.name.to_string() == name)?;
-        let (held, _) = self.ledger.held(SystemTime::now());
+        let (held, _) = self.ledger.held(SystemTime::now(), self.settled.now());
         let pods = held.iter().filter(|(of, _)| *of == workload.name);
         let pods: HashSet<Pod> = pods.map(|(_, pod)| *pod).collect();
         let wanted = Wanted {
@@ -306,7 +307,7 @@ impl Agent {
         // Forgotten afterwards: what is issued in between is on the ledger, or warm no more.
         self.warm.forget(workload, pod);
         self.take_back(&taken, now);
-        !taken.is_empty()
+        taken.iter().any(|one| one.svid.expires > now)
     }
 }
 

@@ -253,14 +253,22 @@ impl Authority {
         in_force.count()
     }
 
-    /// Takes SVIDs back, for as long as they would have lived.
+    /// Takes SVIDs back, for as long as they would have lived. What has ended for good by `settled` is
+    /// forgotten; what ended since may be valid again, if the clock is set back.
     ///
     /// # Errors
     /// [`StateError`] when it cannot be written down; they are revoked in memory all the same.
-    pub fn revoke(&self, svids: &[RevokedSvid], now: SystemTime) -> Result<(), StateError> {
+    pub fn revoke(
+        &self,
+        svids: &[RevokedSvid],
+        now: SystemTime,
+        settled: SystemTime,
+    ) -> Result<(), StateError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = State::clone(&self.state());
-        next.revoked.retain(|one| one.expires > now);
+        let is_much = next.revoked.len() + svids.len() > MAX_REVOKED;
+        let ended = if is_much { now } else { settled };
+        next.revoked.retain(|one| one.expires > ended);
         let known: HashSet<Vec<u8>> = next.revoked.iter().map(|one| one.serial.clone()).collect();
         for svid in svids {
             if !known.contains(&*svid.serial) {
@@ -306,7 +314,6 @@ impl Authority {
             changed = true;
         }
         if changed {
-            next.revoked.retain(|one| one.expires > now);
             next.sequence += 1;
             self.folder.write(&self.trust_domain, &next)?;
             self.state.store(Arc::new(next));
@@ -465,6 +472,9 @@ pub struct RevokedSvid {
     /// When it would have ended.
     pub expires: SystemTime,
 }
+
+/// So many are kept, ended or not; more than can be out.
+const MAX_REVOKED: usize = 160_000;
 
 #[cfg(test)]
 mod tests;

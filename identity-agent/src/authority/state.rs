@@ -229,7 +229,8 @@ impl Folder {
                 "others may have put files into it; look at what lies there, then `chmod 700` it",
             ));
         }
-        if found.mode() & 0o077 != 0 {
+        let was_open = found.mode() & 0o077 != 0;
+        if was_open {
             if found.uid() != rustix::process::geteuid().as_raw() {
                 let cause = io::Error::new(
                     io::ErrorKind::PermissionDenied,
@@ -238,11 +239,13 @@ impl Folder {
                 return Err(failed("trust")(cause));
             }
             fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("close"))?;
+            tracing::warn!(path = %path.display(), "the state could be read by others; now it cannot");
         }
         guarded::check(path).map_err(failed("trust"))?;
         let lock = options().open(path.join(LOCK)).map_err(failed("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StateError::InUse(path.to_owned()))?;
+        close(path, was_open)?;
         Ok(Self {
             path: path.to_owned(),
             _lock: lock,
@@ -263,11 +266,6 @@ impl Folder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             found => found.map_err(failed("open"))?,
         };
-        if file.metadata().map_err(failed("look at"))?.mode() & 0o077 != 0 {
-            file.set_permissions(Permissions::from_mode(0o600))
-                .map_err(failed("close"))?;
-            tracing::warn!(path = %path.display(), "the state could be read by others; now it cannot");
-        }
         let mut text = Zeroizing::new(String::new());
         file.read_to_string(&mut text).map_err(failed("read"))?;
         let written: Written = serde_json::from_str(&text)
@@ -292,6 +290,38 @@ impl Folder {
             cause,
         })
     }
+}
+
+/// Has what lies in the folder be its owner's alone. Where others could come in and write to a file, nobody knows
+/// what it says.
+fn close(folder: &Path, was_open: bool) -> Result<(), StateError> {
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |cause| StateError::Io {
+            action,
+            path,
+            cause,
+        }
+    };
+    for entry in fs::read_dir(folder).map_err(failed("read", folder))? {
+        let path = entry.map_err(failed("read", folder))?.path();
+        let found = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
+        if found.mode() & 0o022 != 0 && was_open && !found.is_symlink() {
+            let why = "others may have written to it; look at what it says, then `chmod 600` it";
+            let cause = io::Error::new(io::ErrorKind::PermissionDenied, why);
+            return Err(failed("trust", &path)(cause));
+        }
+        if found.mode() & 0o077 != 0 && !found.is_symlink() {
+            let mode = if found.is_dir() { 0o700 } else { 0o600 };
+            fs::set_permissions(&path, Permissions::from_mode(mode))
+                .map_err(failed("close", &path))?;
+            tracing::warn!(path = %path.display(), "the state could be read by others; now it cannot");
+        }
+        if found.is_dir() {
+            close(&path, was_open)?;
+        }
+    }
+    Ok(())
 }
 
 /// Replaces a file whole, for its owner alone: after a crash at any instant there is the old one or

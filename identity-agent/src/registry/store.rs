@@ -3,7 +3,8 @@
 //! A change is there whole or not at all, whatever happens to the process or the machine.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, File, OpenOptions},
+    io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -23,7 +24,10 @@ pub struct Store {
 
 /// Why the database cannot be used. It stays as it is.
 #[derive(Debug, thiserror::Error)]
-#[error("the registry `registry.redb` in the state folder: {0}")]
+#[error(
+    "the registry `registry.redb` in the state folder: {0}; it was left as it is: restore it from a backup, or \
+     move it away to begin with no registered Workload"
+)]
 pub struct StoreError(String);
 
 impl<E: Into<redb::Error>> From<E> for StoreError {
@@ -33,11 +37,16 @@ impl<E: Into<redb::Error>> From<E> for StoreError {
 }
 
 impl Store {
-    /// Opens the database of this folder, or makes it, for its owner alone.
+    /// Opens the database of this folder, or makes it where there is none, for its owner alone. An empty file is
+    /// not none: something was in it.
     ///
     /// # Errors
     /// [`StoreError`]; callers do not start.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let is_there = folder.join(FILE).try_exists();
+        if !is_there.map_err(|error| StoreError(error.to_string()))? {
+            make(folder)?;
+        }
         Ok(Self {
             folder: folder.to_owned(),
             database: Mutex::new(Some(open(folder)?)),
@@ -107,23 +116,40 @@ impl Store {
     }
 }
 
+/// All of it is read and compared with its checksums: what was damaged is refused, not found out later.
 fn open(folder: &Path) -> Result<Database, StoreError> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).mode(0o600);
-    let file = options
-        .open(folder.join(FILE))
-        .map_err(|error| StoreError(error.to_string()))?;
     let database = Database::builder()
         .set_cache_size(CACHE_BYTES)
-        .create_with_backend(FileBackend::new(file)?)?;
-    // A reader needs the table to be there.
-    let change = database.begin_write()?;
-    change.open_table(WORKLOADS)?;
-    change.commit()?;
+        .set_check_integrity_on_open(true)
+        .open(folder.join(FILE))?;
+    database.begin_read()?.open_table(WORKLOADS)?;
     Ok(database)
 }
 
+/// Makes an empty database, which has its name only once it is whole: a crash leaves none, or that.
+fn make(folder: &Path) -> Result<(), StoreError> {
+    let failed = |error: io::Error| StoreError(error.to_string());
+    let fresh = folder.join(FRESH);
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let file = options.open(&fresh).map_err(failed)?;
+    let database = Database::builder().create_with_backend(FileBackend::new(file)?)?;
+    let change = database.begin_write()?;
+    // A reader needs the table to be there.
+    change.open_table(WORKLOADS)?;
+    change.commit()?;
+    drop(database);
+    fs::rename(&fresh, folder.join(FILE)).map_err(failed)?;
+    let folder = File::open(folder).map_err(failed)?;
+    folder.sync_all().map_err(failed)
+}
+
 const FILE: &str = "registry.redb";
+const FRESH: &str = "registry.redb.new";
 const WORKLOADS: TableDefinition<'_, &str, &str> = TableDefinition::new("workloads");
 const CACHE_BYTES: usize = 1 << 20;
 
@@ -131,7 +157,7 @@ const CACHE_BYTES: usize = 1 << 20;
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use super::{FILE, Store};
+    use super::{FILE, FRESH, Store};
 
     #[test]
     fn what_was_put_in_is_there_after_a_restart_and_for_its_owner_alone() {
@@ -151,12 +177,50 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_database_is_refused_and_left_alone() {
+    fn a_file_that_is_no_whole_database_is_refused_and_left_alone() {
         // FAULTS 35
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE);
-        std::fs::write(&path, vec![7; 4096]).unwrap();
-        assert!(Store::open(folder.path()).is_err());
-        assert_eq!(std::fs::read(path).unwrap(), vec![7; 4096]);
+        let documents: Vec<_> = (0..200)
+            .map(|number| (format!("a/{number}"), "x".repeat(500)))
+            .collect();
+        Store::open(folder.path()).unwrap().put(&documents).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        let text = good.windows(9).position(|found| found == b"xxxxxxxxx");
+        let mut changed = good.clone();
+        changed[text.unwrap()] = b'y';
+        let mut newer = good.clone();
+        // The version of the file's form, of both slots of the header.
+        for slot in [64, 192] {
+            newer[slot] += 1;
+        }
+        for damaged in [
+            vec![],
+            vec![7; 4096],
+            good[..5].to_vec(),
+            good[..good.len() / 2].to_vec(),
+            changed,
+            newer,
+        ] {
+            std::fs::write(&path, &damaged).unwrap();
+            assert!(Store::open(folder.path()).is_err(), "{}", damaged.len());
+            assert!(std::fs::read(&path).unwrap() == damaged);
+        }
+        std::fs::write(&path, &good).unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.all().unwrap().len(), 200);
+    }
+
+    #[test]
+    fn one_that_was_half_made_is_made_anew_and_one_that_vanished_is_not_made_again() {
+        // FAULTS 31, 35
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FRESH), "half").unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert!(!folder.path().join(FRESH).exists());
+        assert!(store.all().unwrap().is_empty());
+        *store.database.lock().unwrap() = None;
+        std::fs::remove_file(folder.path().join(FILE)).unwrap();
+        assert!(store.all().is_err() && !folder.path().join(FILE).exists());
     }
 }

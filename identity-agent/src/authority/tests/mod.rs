@@ -83,7 +83,7 @@ fn an_svid_that_is_taken_back_takes_under_39_bytes_of_a_list() {
             expires: issued.not_after,
         })
         .collect();
-    authority.revoke(&svids, now).unwrap();
+    authority.revoke(&svids, now, now).unwrap();
     assert_eq!(authority.revoked(now), 1_000);
     assert_eq!(authority.revoked(issued.not_after), 0);
     let lists = authority.revocation_lists(now).unwrap();
@@ -101,7 +101,7 @@ fn what_is_revoked_does_not_verify_and_its_twin_does() {
         issuer: bad.issuer.clone(),
         expires: bad.not_after,
     };
-    authority.revoke(&[svid], now).unwrap();
+    authority.revoke(&[svid], now, now).unwrap();
     assert_eq!(verify(&authority, &bad, now), Err(PeerRefused::Revoked));
     assert!(verify(&authority, &good, now).is_ok());
 
@@ -112,6 +112,34 @@ fn what_is_revoked_does_not_verify_and_its_twin_does() {
         Err(PeerRefused::Revoked),
         "after a restart"
     );
+}
+
+#[test]
+fn what_was_revoked_stays_so_when_the_clock_was_ahead_and_goes_back() {
+    // FAULTS 36, 37
+    let (folder, now) = (TempDir::new().unwrap(), SystemTime::now());
+    let authority = open(&folder, now).unwrap();
+    let revoked = |svid: &Issued| RevokedSvid {
+        serial: svid.serial.clone(),
+        issuer: svid.issuer.clone(),
+        expires: svid.not_after,
+    };
+    let bad = issue(&authority, now);
+    authority.revoke(&[revoked(&bad)], now, now).unwrap();
+    let jumped = now + 2 * HOUR;
+    let other = issue(&authority, jumped);
+    let _ = authority.rotate(jumped);
+    authority.revoke(&[revoked(&other)], jumped, now).unwrap();
+    assert_eq!(authority.revoked(jumped), 1, "the first has ended");
+    assert_eq!(verify(&authority, &bad, now), Err(PeerRefused::Revoked));
+    drop(authority);
+    let authority = open(&folder, now).unwrap();
+    assert_eq!(verify(&authority, &bad, now), Err(PeerRefused::Revoked));
+    // Once that is settled, it is forgotten.
+    authority
+        .revoke(&[revoked(&other)], jumped, jumped)
+        .unwrap();
+    assert!(authority.revoked(now) == 1 && verify(&authority, &bad, now).is_ok());
 }
 
 #[test]

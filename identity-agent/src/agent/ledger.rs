@@ -307,21 +307,22 @@ fn newer(version: u32) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
-/// Gives the file a second name, under which it stays.
+/// Keeps what stands in the file under another name.
 fn keep_aside(path: &Path) -> io::Result<PathBuf> {
+    let text = fs::read(path)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or_default().as_secs();
-    let mut taken = io::Error::from(io::ErrorKind::AlreadyExists);
-    for second in now..now + KEPT_AT_ONCE {
+    let mut second = now.unwrap_or_default().as_secs();
+    let named = |second: u64| {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".damaged-{second}"));
-        match fs::hard_link(path, &name) {
-            Ok(()) => return Ok(name.into()),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => taken = error,
-            Err(error) => return Err(error),
-        }
+        PathBuf::from(name)
+    };
+    while named(second).try_exists()? {
+        second += 1;
     }
-    Err(taken)
+    let kept = named(second);
+    replace_file(&kept, &text)?;
+    Ok(kept)
 }
 
 /// Replaces the file, and opens it to be written on.
@@ -433,9 +434,6 @@ fn line_of(record: &Record, boot: Option<&str>) -> io::Result<String> {
 
 const FILE: &str = "issued.jsonl";
 const VERSION: u32 = 1;
-
-/// So many damaged files of one second are none that an agent leaves.
-const KEPT_AT_ONCE: u64 = 60;
 
 /// More than the pods of a node hold. A revocation list of them has under 3 MiB; a message of more than
 /// 4 MiB is none that clients of gRPC take.

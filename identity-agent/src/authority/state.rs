@@ -140,8 +140,8 @@ pub enum StateError {
     InUse(PathBuf),
     /// The file is not what this program wrote.
     #[error(
-        "the state is damaged ({0}); it was left as it is: restore it from a backup, or move it \
-         away to begin with a new root, which every peer must then learn"
+        "the state `authority.json` is damaged ({0}); it was left as it is: restore it from a backup, or \
+         move it away to begin with a new root, which every peer must then learn"
     )]
     Damaged(String),
     /// The state belongs to another trust domain.

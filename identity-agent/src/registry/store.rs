@@ -11,7 +11,8 @@ use std::{
 };
 
 use redb::{
-    Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, backends::FileBackend,
+    Database, ReadableDatabase as _, ReadableTable as _, StorageBackend as _, TableDefinition,
+    backends::{FileBackend, InMemoryBackend},
 };
 
 /// The database.
@@ -43,8 +44,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; callers do not start.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        let is_there = folder.join(FILE).try_exists();
-        if !is_there.map_err(|error| StoreError(error.to_string()))? {
+        if !folder.join(FILE).try_exists().map_err(failed)? {
             make(folder)?;
         }
         Ok(Self {
@@ -116,19 +116,43 @@ impl Store {
     }
 }
 
-/// All of it is read and compared with its checksums: what was damaged is refused, not found out later.
 fn open(folder: &Path) -> Result<Database, StoreError> {
-    let database = Database::builder()
-        .set_cache_size(CACHE_BYTES)
-        .set_check_integrity_on_open(true)
-        .open(folder.join(FILE))?;
+    let path = folder.join(FILE);
+    prove(&path)?;
+    let database = checked().open(path)?;
     database.begin_read()?.open_table(WORKLOADS)?;
     Ok(database)
 }
 
+/// All of it is read and compared with its checksums: what was damaged is refused, not found out later.
+fn checked() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder.set_check_integrity_on_open(true);
+    builder
+}
+
+/// Opens a copy in memory. Whatever is opened is repaired as far as it can be, and a damaged file is to stay as
+/// it is.
+fn prove(path: &Path) -> Result<(), StoreError> {
+    let bytes = fs::read(path).map_err(failed)?;
+    if bytes.is_empty() {
+        return Err(StoreError("it is empty".to_owned()));
+    }
+    let copy = InMemoryBackend::new();
+    copy.set_len(bytes.len() as u64)?;
+    copy.write(0, &bytes)?;
+    let database = checked().create_with_backend(copy)?;
+    database.begin_read()?.open_table(WORKLOADS)?;
+    Ok(())
+}
+
+fn failed(error: io::Error) -> StoreError {
+    StoreError(error.to_string())
+}
+
 /// Makes an empty database, which has its name only once it is whole: a crash leaves none, or that.
 fn make(folder: &Path) -> Result<(), StoreError> {
-    let failed = |error: io::Error| StoreError(error.to_string());
     let fresh = folder.join(FRESH);
     match fs::remove_file(&fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),

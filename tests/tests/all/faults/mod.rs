@@ -4,8 +4,11 @@
 //! Tests whose names begin with `root_` change users, control groups or mounts, and are run by name:
 //! `cargo test -p postern-tests --test all -- --ignored root_`.
 
+mod answers;
 mod callers;
+mod clock;
 mod crowds;
+mod damage;
 mod folders;
 mod hanging;
 mod lacks;

@@ -2,6 +2,7 @@
 
 mod bodies;
 mod grpc;
+mod withdrawn;
 
 use std::{
     fs,

@@ -536,9 +536,11 @@ impl Agent {
     }
 
     /// Has lists that were signed long ago, or by a clock that was set back, signed anew.
-    fn renew_old_lists(&self, now: SystemTime) {
+    fn renew_old_lists(&self) {
         let lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
         let signed = lists.as_ref();
+        // By the time of whoever signed them, who had the lock.
+        let now = SystemTime::now();
         let is_due = signed.is_some_and(|signed| signed.are_to_be_renewed(now));
         drop(lists);
         if is_due {

@@ -6,8 +6,10 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// Follows the wall clock, and how far it may have to go back.
 #[derive(Debug)]
@@ -16,13 +18,13 @@ pub(crate) struct Settled(Mutex<Course>);
 impl Settled {
     /// From now on.
     pub(crate) fn begin() -> Self {
-        Self(Mutex::new(Course::begin(SystemTime::now(), Instant::now())))
+        Self(Mutex::new(Course::begin(SystemTime::now(), since_boot())))
     }
 
     /// The time by which things have ended for good.
     pub(crate) fn now(&self) -> SystemTime {
         let mut course = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        course.at(SystemTime::now(), Instant::now())
+        course.at(SystemTime::now(), since_boot())
     }
 }
 
@@ -31,18 +33,23 @@ pub(crate) fn at_start(now: SystemTime) -> SystemTime {
     now.checked_sub(UNKNOWN).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
+/// A time that nobody sets, and that goes on while the machine sleeps.
+fn since_boot() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}
+
 #[derive(Debug)]
 struct Course {
     wall: SystemTime,
-    steady: Instant,
+    steady: Duration,
     /// By so much the clock may be ahead.
     ahead: Duration,
     /// Until then nobody has set it back: it was right.
-    until: Instant,
+    until: Duration,
 }
 
 impl Course {
-    fn begin(wall: SystemTime, steady: Instant) -> Self {
+    fn begin(wall: SystemTime, steady: Duration) -> Self {
         Self {
             wall,
             steady,
@@ -52,8 +59,8 @@ impl Course {
     }
 
     /// The clock says `wall`, and so long has passed. What is adjusted little by little is no jump.
-    fn at(&mut self, wall: SystemTime, steady: Instant) -> SystemTime {
-        let expected = self.wall + steady.saturating_duration_since(self.steady);
+    fn at(&mut self, wall: SystemTime, steady: Duration) -> SystemTime {
+        let expected = self.wall + steady.saturating_sub(self.steady);
         match wall.duration_since(expected) {
             Ok(forward) if forward > NO_JUMP => {
                 self.ahead += forward;
@@ -80,15 +87,15 @@ const NO_JUMP: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant, SystemTime};
+    use std::time::{Duration, SystemTime};
 
     use super::{BELIEVED_AFTER, Course, UNKNOWN, at_start};
 
     const HOUR: Duration = Duration::from_secs(60 * 60);
 
     /// One whose clock has been right for a day.
-    fn settled() -> (Course, SystemTime, Instant) {
-        let (wall, steady) = (SystemTime::now(), Instant::now());
+    fn settled() -> (Course, SystemTime, Duration) {
+        let (wall, steady) = (SystemTime::now(), HOUR);
         let mut course = Course::begin(wall, steady);
         let (wall, steady) = (wall + BELIEVED_AFTER, steady + BELIEVED_AFTER);
         assert_eq!(course.at(wall, steady), wall);
@@ -129,7 +136,7 @@ mod tests {
 
     #[test]
     fn who_begins_takes_the_clock_to_be_ahead_for_a_day() {
-        let (wall, steady) = (SystemTime::now(), Instant::now());
+        let (wall, steady) = (SystemTime::now(), HOUR);
         let mut course = Course::begin(wall, steady);
         assert_eq!(course.at(wall, steady), at_start(wall));
         assert_eq!(course.at(wall + HOUR, steady + HOUR), wall + HOUR - UNKNOWN);

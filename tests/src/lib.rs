@@ -52,6 +52,18 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// Copies a program that is to be run. By another process: while this one has the copy open to write, another
+/// test may start something that inherits it, and a file that somebody writes to cannot be executed.
+///
+/// # Errors
+/// When it cannot be copied.
+pub fn copy_program(from: impl AsRef<Path>, to: impl AsRef<Path>) -> anyhow::Result<()> {
+    let (from, to) = (from.as_ref(), to.as_ref());
+    let copied = Command::new("cp").arg("--").args([from, to]).status()?;
+    ensure!(copied.success(), "cannot copy `{}`", from.display());
+    Ok(())
+}
+
 /// Runs a program of others to its end; a missing one fails the test with the line that installs it.
 ///
 /// # Errors

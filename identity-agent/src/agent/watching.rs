@@ -49,7 +49,7 @@ impl Agent {
             false => held,
         };
         self.followed.forget_ended();
-        self.renew_old_lists(now);
+        self.renew_old_lists();
         let lost = self.lost.swap(0, Ordering::Relaxed);
         let set = self.registry.current();
         let watched: Vec<(&Workload, Pod)> = held
@@ -307,7 +307,7 @@ impl Agent {
         // Forgotten afterwards: what is issued in between is on the ledger, or warm no more.
         self.warm.forget(workload, pod);
         self.take_back(&taken, now);
-        taken.iter().any(|one| one.svid.expires > now)
+        !taken.is_empty()
     }
 }
 

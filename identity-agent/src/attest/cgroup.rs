@@ -109,6 +109,15 @@ impl Groups {
         }
     }
 
+    /// Is one of them a container's own, and none that the container made below it?
+    pub fn end_in_a_container(&self) -> bool {
+        let mut last = self
+            .0
+            .iter()
+            .filter_map(|group| group.path.rsplit('/').next());
+        last.any(|name| container_of(name).is_some())
+    }
+
     /// Does every group that names a container lie in the one that `container`'s first process has?
     pub fn are_within(&self, first: &Self) -> bool {
         self.0

@@ -473,8 +473,8 @@ pub struct RevokedSvid {
     pub expires: SystemTime,
 }
 
-/// So many are kept, ended or not; more than can be out.
-const MAX_REVOKED: usize = 160_000;
+/// So many are kept, ended or not: no more than a list may hold that clients take.
+const MAX_REVOKED: usize = 80_000;
 
 #[cfg(test)]
 mod tests;

@@ -238,14 +238,17 @@ impl Folder {
                 );
                 return Err(failed("trust")(cause));
             }
-            fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("close"))?;
-            tracing::warn!(path = %path.display(), "the state could be read by others; now it cannot");
         }
         guarded::check(path).map_err(failed("trust"))?;
         let lock = options().open(path.join(LOCK)).map_err(failed("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StateError::InUse(path.to_owned()))?;
         close(path, was_open)?;
+        // Last, so that what was refused is refused at the next start, too.
+        if was_open {
+            fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("close"))?;
+            tracing::warn!(path = %path.display(), "the state could be read by others; now it cannot");
+        }
         Ok(Self {
             path: path.to_owned(),
             _lock: lock,
@@ -306,6 +309,11 @@ fn close(folder: &Path, was_open: bool) -> Result<(), StateError> {
     for entry in fs::read_dir(folder).map_err(failed("read", folder))? {
         let path = entry.map_err(failed("read", folder))?.path();
         let found = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
+        let is_ours = found.uid() == rustix::process::geteuid().as_raw();
+        if !is_ours && found.mode() & 0o022 == 0 {
+            // Root's own, such as the `lost+found` of a volume.
+            continue;
+        }
         if found.mode() & 0o022 != 0 && was_open && !found.is_symlink() {
             let why = "others may have written to it; look at what it says, then `chmod 600` it";
             let cause = io::Error::new(io::ErrorKind::PermissionDenied, why);

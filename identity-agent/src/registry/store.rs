@@ -12,6 +12,7 @@ use std::{
 
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, StorageBackend as _, TableDefinition,
+    WriteTransaction,
     backends::{FileBackend, InMemoryBackend},
 };
 
@@ -25,10 +26,7 @@ pub struct Store {
 
 /// Why the database cannot be used. It stays as it is.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the registry `registry.redb` in the state folder: {0}; it was left as it is: restore it from a backup, or \
-     move it away to begin with no registered Workload"
-)]
+#[error("the registry `registry.redb` in the state folder: {0}")]
 pub struct StoreError(String);
 
 impl<E: Into<redb::Error>> From<E> for StoreError {
@@ -74,7 +72,7 @@ impl Store {
     /// [`StoreError`]; nothing has changed then.
     pub fn put(&self, documents: &[(String, String)]) -> Result<(), StoreError> {
         self.with(|database| {
-            let change = database.begin_write()?;
+            let change = begin(database)?;
             {
                 let mut table = change.open_table(WORKLOADS)?;
                 for (name, document) in documents {
@@ -91,7 +89,7 @@ impl Store {
     /// [`StoreError`]; nothing has changed then.
     pub fn remove(&self, name: &str) -> Result<(), StoreError> {
         self.with(|database| {
-            let change = database.begin_write()?;
+            let change = begin(database)?;
             change.open_table(WORKLOADS)?.remove(name)?;
             Ok(change.commit()?)
         })
@@ -124,6 +122,14 @@ fn open(folder: &Path) -> Result<Database, StoreError> {
     Ok(database)
 }
 
+/// Begins a change. After a change of one phase, damage to what it wrote would be mended by going back to what was
+/// there before: what was deleted would be there again, and nobody told.
+fn begin(database: &Database) -> Result<WriteTransaction, redb::Error> {
+    let mut change = database.begin_write()?;
+    change.set_two_phase_commit(true);
+    Ok(change)
+}
+
 /// All of it is read and compared with its checksums: what was damaged is refused, not found out later.
 fn checked() -> redb::Builder {
     let mut builder = Database::builder();
@@ -136,15 +142,22 @@ fn checked() -> redb::Builder {
 /// it is.
 fn prove(path: &Path) -> Result<(), StoreError> {
     let bytes = fs::read(path).map_err(failed)?;
-    if bytes.is_empty() {
-        return Err(StoreError("it is empty".to_owned()));
-    }
-    let copy = InMemoryBackend::new();
-    copy.set_len(bytes.len() as u64)?;
-    copy.write(0, &bytes)?;
-    let database = checked().create_with_backend(copy)?;
-    database.begin_read()?.open_table(WORKLOADS)?;
-    Ok(())
+    let open = || -> Result<(), redb::Error> {
+        let copy = InMemoryBackend::new();
+        copy.set_len(bytes.len() as u64)?;
+        copy.write(0, &bytes)?;
+        let database = checked().create_with_backend(copy)?;
+        database.begin_read()?.open_table(WORKLOADS)?;
+        Ok(())
+    };
+    let why = match (bytes.is_empty(), open()) {
+        (true, _) => "it is empty".to_owned(),
+        (false, Err(error)) => error.to_string(),
+        (false, Ok(())) => return Ok(()),
+    };
+    Err(StoreError(format!(
+        "{why}; it was left as it is: restore it from a backup, or move it away to begin with no registered Workload"
+    )))
 }
 
 fn failed(error: io::Error) -> StoreError {
@@ -162,7 +175,7 @@ fn make(folder: &Path) -> Result<(), StoreError> {
     options.read(true).write(true).create_new(true).mode(0o600);
     let file = options.open(&fresh).map_err(failed)?;
     let database = Database::builder().create_with_backend(FileBackend::new(file)?)?;
-    let change = database.begin_write()?;
+    let change = begin(&database)?;
     // A reader needs the table to be there.
     change.open_table(WORKLOADS)?;
     change.commit()?;
@@ -233,6 +246,26 @@ mod tests {
         std::fs::write(&path, &good).unwrap();
         let store = Store::open(folder.path()).unwrap();
         assert_eq!(store.all().unwrap().len(), 200);
+    }
+
+    #[test]
+    fn damage_to_the_last_change_is_not_mended_by_going_back_before_it() {
+        // FAULTS 35
+        let [folder, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let store = Store::open(folder.path()).unwrap();
+        for letter in ["x", "y"] {
+            let document = (format!("a/{letter}"), letter.repeat(500));
+            store.put(&[document]).unwrap();
+        }
+        // As a kill leaves it: nothing was closed.
+        let mut bytes = std::fs::read(folder.path().join(FILE)).unwrap();
+        let copy = other.path().join(FILE);
+        std::fs::write(&copy, &bytes).unwrap();
+        assert_eq!(Store::open(other.path()).unwrap().all().unwrap().len(), 2);
+        let place = bytes.windows(9).position(|found| found == b"yyyyyyyyy");
+        bytes[place.unwrap()] = b'z';
+        std::fs::write(&copy, &bytes).unwrap();
+        assert!(Store::open(other.path()).is_err());
     }
 
     #[test]

@@ -52,7 +52,7 @@ fn told(output: &Output) -> Result<(), String> {
 /// A copy of the agent's program, to be told from others by its path.
 fn copy(world: &World, name: &str) -> PathBuf {
     let to = world.path().join(name);
-    fs::copy(binaries().unwrap().join("postern-agent"), &to).unwrap();
+    postern_tests::copy_program(binaries().unwrap().join("postern-agent"), &to).unwrap();
     to
 }
 

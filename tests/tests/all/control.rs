@@ -47,7 +47,8 @@ impl Site {
             ("postern-proxy", "web-proxy"),
             ("postern-agent", "frontend"),
         ] {
-            fs::copy(binaries().unwrap().join(program), world.path().join(name)).unwrap();
+            postern_tests::copy_program(binaries().unwrap().join(program), world.path().join(name))
+                .unwrap();
         }
         let mut site = Self {
             address: free_address().unwrap(),

@@ -199,7 +199,7 @@ fn what_a_pod_may_do_is_no_deviation() {
 /// A copy of Python that is in no baseline, and a program for it.
 fn other_python(world: &World, program: &str) -> (PathBuf, PathBuf) {
     let copy = world.path().join("other-python");
-    fs::copy(python(), &copy).unwrap();
+    postern_tests::copy_program(python(), &copy).unwrap();
     let script = world.write("program.py", program).unwrap();
     (copy, script)
 }

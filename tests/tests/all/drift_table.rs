@@ -92,7 +92,7 @@ impl Stage {
             ("suid", 0o4755),
             ("capable", 0o755),
         ] {
-            fs::copy(real("sleep"), bin.join(name)).unwrap();
+            postern_tests::copy_program(real("sleep"), bin.join(name)).unwrap();
             everybody(name, mode);
         }
         let capable = bin.join("capable").display().to_string();

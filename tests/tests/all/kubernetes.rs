@@ -165,7 +165,7 @@ impl Site {
             ("postern-agent", "stranger-1"),
         ] {
             let to = self.program(name);
-            fs::copy(binaries().unwrap().join(program), to).unwrap();
+            postern_tests::copy_program(binaries().unwrap().join(program), to).unwrap();
         }
         let admin = free_address().unwrap();
         let config = format!(

@@ -150,7 +150,7 @@ pub(super) fn link(program: &Path, world: &World, name: &str) {
     let place = world.path().join(name);
     // A link, so that no copy is made; across file systems there is no other way than a copy.
     if fs::hard_link(program, &place).is_err() {
-        fs::copy(program, &place).unwrap();
+        postern_tests::copy_program(program, &place).unwrap();
     }
 }
 

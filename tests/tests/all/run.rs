@@ -157,7 +157,7 @@ fn only_the_system_and_what_is_readable_is_seen() {
     assert_eq!(works(&shell(&[], "ls -A /run /root /home | grep -v :")), "");
     // The program itself is always seen.
     let program = format!("{path}/program");
-    std::fs::copy("/bin/echo", &program).unwrap();
+    postern_tests::copy_program("/bin/echo", &program).unwrap();
     assert_eq!(works(&walled(&[], &[&program, "seen"])), "seen");
 }
 

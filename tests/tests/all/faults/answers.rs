@@ -124,7 +124,12 @@ fn no_key_is_in_the_log_at_its_loudest_nor_in_anything_that_is_shown() {
         let answer = run("curl", &["-s", &format!("http://{health}/{path}")]).unwrap();
         shown += &String::from_utf8(answer.stdout).unwrap();
     }
-    let log = world.told("agent", "\"TRACE\"").unwrap();
+    world
+        .signal("agent", rustix::process::Signal::TERM)
+        .unwrap();
+    world.ended("agent").unwrap();
+    let log = fs::read_to_string(world.log("agent")).unwrap();
+    assert!(log.contains("\"TRACE\""));
     let keys = keys(&world);
     assert!(
         keys.len() >= 4,

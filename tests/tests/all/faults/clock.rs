@@ -176,7 +176,8 @@ fn a_clock_that_jumps_forward_or_back_leaves_nobody_with_what_peers_would_refuse
 fn what_was_taken_back_stays_so_through_a_jump_and_its_twin_stays_good() {
     // FAULTS 36, 37
     let mut clocked = Clocked::new();
-    clocked.start(&workload("nobody", "'unix:uid:1'"));
+    let nobody = workload("nobody", "'unix:uid:1'");
+    clocked.start(&nobody);
     let path = clocked.world.write("w.yaml", &ours()).unwrap();
     let create = ["workload", "create", "-f", path.to_str().unwrap()];
     let delete = ["workload", "delete", "default/ours"];
@@ -184,6 +185,13 @@ fn what_was_taken_back_stays_so_through_a_jump_and_its_twin_stays_good() {
         let output = clocked.world.admin(arguments).unwrap();
         assert!(output.status.success(), "{output:?}");
     };
+    // By its name the last one of two.
+    let other = ours().replace("ours", "zoo");
+    let other = clocked.world.write("o.yaml", &other).unwrap();
+    admin(
+        &clocked,
+        &["workload", "create", "-f", other.to_str().unwrap()],
+    );
     admin(&clocked, &create);
     clocked.write_svid("bad");
     admin(&clocked, &delete);
@@ -193,9 +201,9 @@ fn what_was_taken_back_stays_so_through_a_jump_and_its_twin_stays_good() {
     clocked.set(2 * HOUR);
     // By this time `bad` has ended; something else is taken back, and the agent starts again.
     clocked.write_svid("later");
-    admin(&clocked, &["authority", "prepare"]);
+    admin(&clocked, &["workload", "delete", "default/zoo"]);
     clocked.stop();
-    clocked.start(&workload("nobody", "'unix:uid:1'"));
+    clocked.start(&nobody);
     clocked.write_svid("again");
     clocked.set(0);
     eventually("lists of this time", || {

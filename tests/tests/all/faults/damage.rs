@@ -192,9 +192,11 @@ fn what_the_agent_keeps_is_its_owners_alone_whatever_the_mask_and_whatever_it_wa
     kill(&mut world);
     set_mode(&state, 0o755);
     set_mode(&state.join("registry.redb"), 0o666);
-    let said = world.refused_agent(&ours(), "").unwrap();
-    assert!(
-        said.contains("registry.redb") && said.contains("chmod 600"),
-        "{said}"
-    );
+    for _ in 0..2 {
+        let said = world.refused_agent(&ours(), "").unwrap();
+        assert!(
+            said.contains("registry.redb") && said.contains("chmod 600"),
+            "{said}"
+        );
+    }
 }

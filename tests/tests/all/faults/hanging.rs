@@ -39,7 +39,7 @@ fn world(more: &str, document: Document) -> World {
     let open = fs::Permissions::from_mode(0o755);
     fs::set_permissions(world.path(), open).unwrap();
     fs::create_dir(world.path().join("hanging")).unwrap();
-    fs::copy(python(), world.path().join("python")).unwrap();
+    postern_tests::copy_program(python(), world.path().join("python")).unwrap();
     let program = world.path().join("hanging/program").display().to_string();
     let copy = world.path().join("python").display().to_string();
     let hung = format!("'unix:uid:{USER}', 'unix:path:{program}'");

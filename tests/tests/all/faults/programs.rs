@@ -14,7 +14,7 @@ use super::{a_good_client_is_served, fetch, ours, script, workload};
 
 fn copy(world: &World, name: &str) -> PathBuf {
     let to = world.path().join(name);
-    fs::copy(binaries().unwrap().join("postern-agent"), &to).unwrap();
+    postern_tests::copy_program(binaries().unwrap().join("postern-agent"), &to).unwrap();
     to
 }
 

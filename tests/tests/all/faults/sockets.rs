@@ -136,7 +136,7 @@ fn root_others_reach_the_workload_api_and_neither_replace_nor_read_what_is_besid
         binaries().unwrap().join("postern-agent"),
     );
     let program = world.path().join("program");
-    fs::copy(agent, &program).unwrap();
+    postern_tests::copy_program(agent, &program).unwrap();
     let program = program.display();
     let fetched = Command::new("setpriv")
         .args(["--reuid=12001", "--clear-groups"])
@@ -150,9 +150,7 @@ fn root_others_reach_the_workload_api_and_neither_replace_nor_read_what_is_besid
     is_for_the_owner(&format!(
         "touch {folder}/public/mine && rm {folder}/public/mine"
     ));
-    is_for_the_owner(&format!(
-        "cd {folder}/public && mv agent.sock x && mv x agent.sock"
-    ));
+    is_for_the_owner(&format!("cd {folder}/public && ln agent.sock x && rm x"));
     is_for_the_owner(&format!("cat {folder}/state/authority.json"));
     is_for_the_owner(&format!(
         "{program} bundle show -socketPath {folder}/admin/admin.sock"

@@ -29,7 +29,7 @@ impl Mesh {
             let place = world.path().join(pod);
             // A link, so that no copy is made; across file systems there is no other way than a copy.
             if fs::hard_link(&program, &place).is_err() {
-                fs::copy(&program, &place).unwrap();
+                postern_tests::copy_program(&program, &place).unwrap();
             }
         }
         let workloads = [FRONTEND, WEB].map(|name| {

@@ -151,7 +151,7 @@ fn root_a_limit_above_the_own_control_group_counts() {
 fn root_a_process_of_somebody_else_is_named_with_the_mend() {
     let world = World::new().unwrap();
     let agent = world.path().join("agent");
-    fs::copy(binaries().unwrap().join("postern-agent"), &agent).unwrap();
+    postern_tests::copy_program(binaries().unwrap().join("postern-agent"), &agent).unwrap();
     let open = || std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(world.path(), open()).unwrap();
     let sleeper = start("sleep", &["60"]);

@@ -133,7 +133,7 @@ fn as_ordinary_user(arguments: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let copy = folder.path().join("postern-run");
-    fs::copy(postern_run(), &copy).unwrap();
+    postern_tests::copy_program(postern_run(), &copy).unwrap();
     Command::new("setpriv")
         .args(["--reuid", "4711", "--regid", "4711", "--clear-groups"])
         .arg(copy)

@@ -230,14 +230,10 @@ impl Folder {
             ));
         }
         let was_open = found.mode() & 0o077 != 0;
-        if was_open {
-            if found.uid() != rustix::process::geteuid().as_raw() {
-                let cause = io::Error::new(
-                    io::ErrorKind::PermissionDenied,
-                    "others can enter it and it is not ours to close; `chmod 700` it",
-                );
-                return Err(failed("trust")(cause));
-            }
+        if was_open && found.uid() != own {
+            return Err(refused(
+                "others can enter it and it is not ours to close; `chmod 700` it",
+            ));
         }
         guarded::check(path).map_err(failed("trust"))?;
         let lock = options().open(path.join(LOCK)).map_err(failed("lock"))?;

@@ -171,7 +171,7 @@ fn after_a_restart_all_are_served_again_with_few_signatures() {
 
 #[test]
 fn a_user_with_many_processes_calls_so_often_and_no_more() {
-    // FAULTS 49
+    // FAULTS 48, 49
     let mut world = World::new().unwrap();
     let more = "idleTimeout: 5m, callsOfUser: 1\n";
     world.agent_with(&ours(), more).unwrap();

@@ -299,6 +299,9 @@ fn read(path: &Path, boot: Option<&str>) -> io::Result<(Vec<Record>, u64)> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((records, lost)),
         opened => BufReader::new(opened?),
     };
+    if file.fill_buf()?.is_empty() {
+        tracing::warn!(path = %path.display(), "the ledger of issued SVIDs is empty; what was out when it was emptied cannot be taken back");
+    }
     let mut line = Vec::new();
     while file.read_until(b'\n', &mut line)? > 0 {
         let is_whole = line.pop_if(|last| *last == b'\n').is_some();

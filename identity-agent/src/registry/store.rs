@@ -142,22 +142,24 @@ fn checked() -> redb::Builder {
 /// it is.
 fn prove(path: &Path) -> Result<(), StoreError> {
     let bytes = fs::read(path).map_err(failed)?;
-    let open = || -> Result<(), redb::Error> {
-        let copy = InMemoryBackend::new();
-        copy.set_len(bytes.len() as u64)?;
-        copy.write(0, &bytes)?;
-        let database = checked().create_with_backend(copy)?;
-        database.begin_read()?.open_table(WORKLOADS)?;
-        Ok(())
+    let proved = match bytes.is_empty() {
+        true => Err("it is empty".to_owned()),
+        false => open_copy(&bytes).map_err(|error| error.to_string()),
     };
-    let why = match (bytes.is_empty(), open()) {
-        (true, _) => "it is empty".to_owned(),
-        (false, Err(error)) => error.to_string(),
-        (false, Ok(())) => return Ok(()),
-    };
-    Err(StoreError(format!(
-        "{why}; it was left as it is: restore it from a backup, or move it away to begin with no registered Workload"
-    )))
+    proved.map_err(|why| {
+        StoreError(format!(
+            "{why}; it was left as it is: restore it from a backup, or move it away to begin with no registered Workload"
+        ))
+    })
+}
+
+fn open_copy(bytes: &[u8]) -> Result<(), redb::Error> {
+    let copy = InMemoryBackend::new();
+    copy.set_len(bytes.len() as u64)?;
+    copy.write(0, bytes)?;
+    let database = checked().create_with_backend(copy)?;
+    database.begin_read()?.open_table(WORKLOADS)?;
+    Ok(())
 }
 
 fn failed(error: io::Error) -> StoreError {
